@@ -110,7 +110,7 @@ class Giver:
     async def _try(self, kernel_id: str) -> None:
         try:
             if kernel_id not in self._failed or await self._serve_again(kernel_id):
-                await self._give(kernel_id)
+                await self.give(kernel_id)
         except KbridgeError as error:
             self._failed[kernel_id] = error.reason
         except Exception as error:  # noqa: BLE001 - the other kernels must be given nevertheless
@@ -119,7 +119,15 @@ class Giver:
         else:
             self._failed.pop(kernel_id, None)
 
-    async def _give(self, kernel_id: str) -> None:
+    async def give(self, kernel_id: str) -> None:
+        """Give a kernel to the first of its successors that may get it, if there is one.
+
+        Raises
+        ------
+        KbridgeError
+            If it could not be given. It is served again, unless the database does not say which
+            replica owns it.
+        """
         membership = self._membership
         # The process and the row as they are now; nothing is written after that.
         if not await self._kernels.writer.settled():

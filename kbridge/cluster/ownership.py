@@ -3,6 +3,7 @@
 Invariants:
 
 - this replica serves a kernel as its owner only after the database has named it the owner;
+- a kernel that it owns and cannot serve yet is tried again, at last by messages;
 - it acts no more for a kernel from the moment in which it learns that another replica owns it.
 """
 
@@ -13,13 +14,15 @@ import json
 import logging
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from kbridge.cluster.giving import ClusterHubs, Giver
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.peers import Peers
-from kbridge.errors import RegistryError
+from kbridge.errors import KbridgeError, KernelError, RegistryError
 from kbridge.hub.table import HubTable
+from kbridge.kernels.attached.elsewhere import ElsewhereKernel
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole
 from kbridge.kernels.tasks import spawn, stop
@@ -30,6 +33,9 @@ __all__ = ["Ownership", "PlainHubs"]
 # The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
+# After so many failures, a kernel is served by messages.
+_ATTEMPTS: Final = 4
+_LONGEST_DELAY: Final = 60.0
 
 
 class PlainHubs:
@@ -47,6 +53,14 @@ class PlainHubs:
     async def demote(self, kernel_id: str) -> None:
         """Close the hub and remove its journal."""
         await self._hubs.close(kernel_id, SERVICE_RESTART, SERVER_RESTARTS)
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A kernel of this replica that it does not serve yet."""
+
+    count: int = 0
+    retry_at: float = 0.0
 
 
 class Ownership:
@@ -82,14 +96,23 @@ class Ownership:
         self._giver = Giver(membership, kernels, hubs, peers, log)
         self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._moving: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, _Failure] = {}
         self._closing = False
 
     async def open(self) -> None:
         """Act on the view from now on; call it once the kernels of the start are adopted."""
         self._membership.add_source(self)
         self._membership.observe(self)
+        self._kernels.writer.observe(self)
         # The last view is older than the adoption.
         await self._membership.renew()
+        if self._membership.problem:
+            return
+        # Those that were given to this replica before, or could not be adopted.
+        served = self._kernels.index.served()
+        for kernel in self._membership.kernels.values():
+            if kernel.replica_id == self._me and kernel.kernel_id not in served:
+                self._serve_given(kernel.kernel_id)
 
     async def aclose(self) -> None:
         """Take no more kernels, and wait for those that are being moved.
@@ -122,29 +145,67 @@ class Ownership:
 
     def on_view(self, change: Change) -> None:
         """Release kernels that were lost, serve those that were given, and look for others."""
+        served = self._kernels.index.served() | self._failures.keys()
         for kernel in change.kernels:
-            served = kernel.kernel_id in self._kernels.index
-            if served and kernel.replica_id != self._me:
-                self._lose(kernel.kernel_id)
-            elif kernel.replica_id == self._me and not served and self._is_given(kernel):
-                self._move(kernel.kernel_id, self._serve(kernel))
-        for kernel_id in change.ended:
+            kernel_id = kernel.kernel_id
+            if kernel.replica_id != self._me:
+                if kernel_id in served:
+                    self._lose(kernel_id)
+            elif kernel_id not in served:
+                self._serve_given(kernel_id)
+        for kernel_id in change.ended & served:
             # Not if this replica has written the end: then its row has gone from the writer, too.
-            if kernel_id in self._kernels.index and self._kernels.writer.has_kernel(kernel_id):
+            if kernel_id in self._failures or self._kernels.writer.has_kernel(kernel_id):
                 self._lose(kernel_id)
         if not self._closing:
             self._look()
+            self._try_again()
+            if change.replicas:
+                self._send_home()
+
+    def on_refused(self, kernel_ids: frozenset[str]) -> None:
+        """Release kernels whose rows were not written: another replica owns them."""
+        for kernel_id in kernel_ids & self._kernels.index.served():
+            self._lose(kernel_id)
 
     def _lose(self, kernel_id: str) -> None:
         """Serve a kernel no more that another replica has taken, or has ended since."""
+        self._failures.pop(kernel_id, None)
         self._kernels.transfer.lose(kernel_id)
         self._move(kernel_id, self._release(kernel_id))
 
-    def _is_given(self, kernel: ClusterKernel) -> bool:
-        """Return True unless this replica has started the kernel itself, or is about to end."""
-        kernel_id = kernel.kernel_id
-        started = self._kernels.index.is_known(kernel_id)
-        return not (self._closing or started or self._kernels.writer.knows_kernel(kernel_id))
+    def _serve_given(self, kernel_id: str) -> None:
+        """Serve a kernel unless this replica has just ended it, or is about to end.
+
+        A row that the writer has, without a kernel, is that of a kernel which was not adopted.
+        """
+        writer = self._kernels.writer
+        ended = writer.knows_kernel(kernel_id) and not writer.has_kernel(kernel_id)
+        if not (self._closing or ended):
+            self._move(kernel_id, self._serve(kernel_id))
+
+    def _try_again(self) -> None:
+        """Serve the kernels that could not be served before."""
+        now = asyncio.get_running_loop().time()
+        for kernel_id, failure in self._failures.items():
+            if failure.retry_at <= now and kernel_id not in self._moving:
+                self._move(kernel_id, self._serve(kernel_id))
+
+    def _send_home(self) -> None:
+        """Give kernels that this replica cannot signal to replicas on their machines."""
+        there = {r.hostname for r in self._membership.alive() if not r.draining}
+        there.discard(self._membership.me.hostname)
+        for kernel in self._kernels.index:
+            if isinstance(kernel, ElsewhereKernel) and kernel.hostname in there:
+                self._move(kernel.kernel_id, self._give_home(kernel.kernel_id))
+
+    async def _give_home(self, kernel_id: str) -> None:
+        try:
+            await self._giver.give(kernel_id)
+        except KbridgeError as error:
+            self._log.warning("Kernel %s could not be given away: %s", kernel_id, error)
+            if kernel_id not in self._kernels.index:
+                self._failures.setdefault(kernel_id, _Failure())
 
     def _look(self) -> None:
         """Prepare to take the kernels of replicas that are not alive."""
@@ -191,7 +252,7 @@ class Ownership:
             del self._waiting[owner, turn]
         for kernel in taken:
             membership.kernels[kernel.kernel_id] = kernel
-            self._move(kernel.kernel_id, self._serve(kernel))
+            self._move(kernel.kernel_id, self._serve(kernel.kernel_id))
         if taken:
             self._log.warning("Took over %d kernel(s) of the replica %s", len(taken), owner)
 
@@ -210,16 +271,41 @@ class Ownership:
 
         task = self._moving[kernel_id] = spawn(step(), self._log)
 
-    async def _serve(self, kernel: ClusterKernel) -> None:
-        known = self._membership.kernels.get(kernel.kernel_id)
-        if known is None or known.replica_id != self._me or kernel.kernel_id in self._kernels.index:
-            return
-        if kernel.row.role == KernelRole.USED:
-            await self._hubs.promote(kernel)
-        await self._kernels.transfer.serve(kernel)
+    async def _serve(self, kernel_id: str) -> None:
+        failure = self._failures.get(kernel_id)
+        try:
+            if failure is not None:  # the view may be older than a loss
+                await self._membership.fetch(kernel_id)
+            kernel = self._membership.kernels.get(kernel_id)
+            mine = kernel is not None and kernel.replica_id == self._me
+            if kernel is None or not mine or kernel_id in self._kernels.index:
+                self._failures.pop(kernel_id, None)
+                return
+            # A hub that was promoted before an adoption that failed serves the kernel already.
+            if kernel.row.role == KernelRole.USED and self._kernels.hubs.get(kernel_id) is None:
+                await self._hubs.promote(kernel)
+            final = failure is not None and failure.count >= _ATTEMPTS
+            await self._kernels.transfer.serve(kernel, by_messages=final)
+        except KbridgeError as error:
+            self._note_failure(kernel_id, failure or _Failure(), error)
+        else:
+            self._failures.pop(kernel_id, None)
+
+    def _note_failure(self, kernel_id: str, failure: _Failure, error: KbridgeError) -> None:
+        delay = min(2.0**failure.count, _LONGEST_DELAY)
+        failure.count += isinstance(error, KernelError)  # not if the database fails
+        failure.retry_at = asyncio.get_running_loop().time() + delay
+        self._failures[kernel_id] = failure
+        if failure.count <= _ATTEMPTS + 1:
+            self._log.warning(
+                "Kernel %s is not served yet: %s. Trying again in %g s", kernel_id, error, delay
+            )
 
     async def _release(self, kernel_id: str) -> None:
         await self._kernels.transfer.release(kernel_id)
+        # The view may be older than the loss.
+        with suppress(RegistryError):
+            await self._membership.fetch(kernel_id)
         await self._hubs.demote(kernel_id)
         self._log.warning("Kernel %s is served by another replica now", kernel_id)
 

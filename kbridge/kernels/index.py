@@ -48,6 +48,11 @@ class KernelIndex:
         """Return True if this server started a kernel with that id, in use or not."""
         return any(kernel.kernel_id == kernel_id for kernel in self.known)
 
+    def served(self) -> frozenset[str]:
+        """Return the ids of all kernels of this server: in use, starting, and in a pool."""
+        kernels = [*self.known, *self._in_use.values()]
+        return frozenset(kernel.kernel_id for kernel in kernels if not kernel.ended)
+
     def pids(self) -> dict[str, int]:
         """Return the process ids of these kernels, by kernel id, if they run on this machine."""
         processes = ((kernel.kernel_id, kernel.manager.process) for kernel in self.known)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from kbridge.cluster import membership
 from kbridge.cluster.membership import Change, Membership
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.lease import Lease
-from kbridge.kernels.lifecycle.processes import start_id
+from kbridge.kernels.lifecycle.processes import ProcessState, start_id
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import KernelRow, Replica, encode
 from kbridge.kernels.registry.schema import REPLICAS
@@ -250,7 +251,7 @@ async def test_a_replica_whose_process_on_this_machine_has_ended_is_gone_at_once
         assert [r.replica_id for r in a.alive()] == ["a"]
 
 
-async def test_a_replica_that_renews_again_is_not_gone(member, connect, process):
+async def test_a_replica_that_renews_again_is_not_gone(member, connect, process, monkeypatch):
     """The row that was seen after the end of the process is not that of the replica now."""
     store = ClusterStore(connect(), replica("b", pid=process.pid, start_id=start_id(process.pid)))
     store.join(1000.0)
@@ -261,7 +262,7 @@ async def test_a_replica_that_renews_again_is_not_gone(member, connect, process)
         gone = a.gone("b")
         store.renew(1000.0)
         assert await a.call(lambda: a.store.take("k", "b", gone=gone)) is None
-        a._has_ended = lambda _: False
+        monkeypatch.setattr(membership, "state_of", lambda *_: ProcessState.RUNNING)
         await a.renew()
         assert a.gone("b") is None
         assert a.is_alive("b")

@@ -31,6 +31,11 @@ class ElsewhereKernel(AttachedKernel):
     services : KernelServices
         The objects that all kernels share.
 
+    Attributes
+    ----------
+    hostname : str
+        The machine of the process.
+
     Raises
     ------
     KernelError, ValueError, TypeError
@@ -46,7 +51,7 @@ class ElsewhereKernel(AttachedKernel):
             source=f"another replica on {kernel.hostname}",
         )
         super().__init__(manager, services)
-        self._hostname = kernel.hostname
+        self.hostname = kernel.hostname
         self._writer = services.writer
         self._metadata = (details.get("kernelspec") or {}).get("metadata") or {}
 
@@ -63,7 +68,7 @@ class ElsewhereKernel(AttachedKernel):
     async def restart(self, *, now: bool = False) -> None:  # noqa: ARG002
         """Raise NotSupported."""
         raise NotSupported(
-            f"Kernel {self.kernel_id} runs on {self._hostname}, where no replica of the cluster"
+            f"Kernel {self.kernel_id} runs on {self.hostname}, where no replica of the cluster"
             " runs now: start a new kernel, or a replica there"
         )
 
@@ -78,7 +83,7 @@ class ElsewhereKernel(AttachedKernel):
                 self._log.warning(
                     "Kernel %s on %s has not replied to shutdown_request, and may run on: %s",
                     self.kernel_id,
-                    self._hostname,
+                    self.hostname,
                     error or "no reply",
                 )
         try:

@@ -132,7 +132,7 @@ class Pool:
             entry = slot.waiting.popleft()
             slot.changed.set()
             await stop(entry.watch)
-            if await entry.kernel.is_alive():
+            if await entry.kernel.is_alive() and not entry.kernel.ended:
                 slot.failures = 0
                 return entry.kernel
             await self._died(slot, entry)
@@ -181,6 +181,9 @@ class Pool:
         await self._died(slot, entry)
 
     async def _died(self, slot: _Slot, entry: _Waiting) -> None:
+        if entry.kernel.ended:  # another replica has taken it
+            slot.changed.set()
+            return
         soon = time.monotonic() - entry.since < _STABLE_TIME
         slot.failures = slot.failures + 1 if soon else 0
         slot.changed.set()

@@ -251,7 +251,7 @@ class StartedKernel(Kernel):
                     self.process.allow_restarts()
                     self._watch_process()
                 raise
-            if self.ended:
+            if self.process.abandoned:
                 return
             await self.discard(keep_log=self.failed, now=now)
         log = kernel_log(self._services.log, self.kernel_id)

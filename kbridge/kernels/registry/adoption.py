@@ -9,6 +9,9 @@ it runs, but was still starting       ended: no client was told its id
 it has ended                          logged once, with the path of its log, and removed
 its provisioner cannot be asked       logged; not served, but left in the registry
 ====================================  ===========================================================
+
+A replica that takes a kernel over from another one (`take_over`) restarts a kernel in use that has
+ended, and reports what it cannot adopt to its caller, which tries again.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
-from kbridge.errors import KernelError
+from kbridge.errors import Busy, KernelError
 from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.lifecycle.factory import KernelFactory
-from kbridge.kernels.lifecycle.processes import commands
+from kbridge.kernels.lifecycle.processes import commands, same_boot
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.models import KernelRole, KernelRow
 
@@ -68,25 +71,75 @@ class Adopter:
     async def _adopt(
         self, row: KernelRow, processes: Callable[[], dict[int, list[str]]]
     ) -> StartedKernel | None:
+        try:
+            return await self._find(row, processes)
+        except KernelError as error:
+            self._log.warning(
+                "Kernel %s (%s) is not served: %s. It is left in the registry, and looked for"
+                " again at the next start",
+                *(row.kernel_id, row.kernel_name, error),
+            )
+            return None
+
+    async def take_over(self, row: KernelRow) -> StartedKernel | None:
+        """Adopt a kernel that another replica of the cluster has served.
+
+        Returns
+        -------
+        StartedKernel or None
+            A kernel in use. Its process may have ended: watch it, and it is restarted. None if
+            the kernel was not in use, and is ended, or has ended with its machine.
+
+        Raises
+        ------
+        KernelError
+            If it cannot be adopted. It is left in the registry.
+        Busy
+            If the lease is over.
+        """
+        # A start of another boot may be of another machine with the same name, where it runs.
+        dead_too = same_boot(row.start_id)
+        kernel = await self._find(row, cache(commands), dead_too=dead_too)
+        if kernel is None or kernel.role is KernelRole.USED:
+            return kernel
+        try:
+            await kernel.process.lease.ensure()
+            kernel.process.check()
+        except Busy:
+            kernel.abandon()
+            raise
+        await kernel.discard(keep_log=False)
+        return None
+
+    async def _find(
+        self,
+        row: KernelRow,
+        processes: Callable[[], dict[int, list[str]]],
+        *,
+        dead_too: bool = False,
+    ) -> StartedKernel | None:
+        """Adopt one kernel; return None if it has ended."""
         kernel = self._factory.remake(row)
         env = self._factory.environment(None)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                if not await kernel.manager.adopt(row, env, processes):
+                alive = await kernel.manager.adopt(row, env, processes)
+                if not alive and not (dead_too and kernel.role is KernelRole.USED):
                     await self._forget(kernel, row)
                     return None
             kernel.adopt()
-            self._index.register(kernel)
-        except (KernelError, TimeoutError) as error:
-            self._log.warning(
-                "Kernel %s (%s) is not served: %s. It is left in the registry, and looked for"
-                " again at the next start",
-                row.kernel_id,
-                row.kernel_name,
-                error if isinstance(error, KernelError) else "its provisioner does not answer",
-            )
+        except TimeoutError:
             kernel.abandon()
-            return None
+            raise KernelError("its provisioner does not answer") from None
+        except KernelError:
+            kernel.abandon()
+            raise
+        self._index.register(kernel)
+        if not alive:
+            self._log.warning(
+                "Kernel %s (%s) ended before this replica took it over; its output is in %s",
+                *(row.kernel_id, row.kernel_name, row.log_path),
+            )
         return kernel
 
     async def _forget(self, kernel: StartedKernel, row: KernelRow) -> None:

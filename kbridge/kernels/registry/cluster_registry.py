@@ -78,8 +78,15 @@ class ClusterRegistry(Registry):
             kernels += [each.row for each in taken]
         return Claim(kernels)
 
-    def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
+    def write(
+        self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]
+    ) -> frozenset[str]:
         """Write rows, and delete those that are None; rows of other replicas stay as they are.
+
+        Returns
+        -------
+        frozenset of str
+            The ids of kernels that were not written; see `ClusterStore.write`.
 
         Raises
         ------
@@ -87,7 +94,7 @@ class ClusterRegistry(Registry):
             If they could not be written.
         """
         del owner
-        self.store.write(rows)
+        return self.store.write(rows)
 
     def _has_ended(self, replica: Replica, state_of: Callable[[int, str], ProcessState]) -> bool:
         """Return True if the process of a replica on this machine has certainly ended."""

@@ -134,8 +134,16 @@ class Registry:
             self._in_use = True
             return self._store().claim(owner, state_of)
 
-    def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
+    def write(
+        self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]
+    ) -> frozenset[str]:
         """Write rows, and delete those that are None.
+
+        Returns
+        -------
+        frozenset of str
+            The ids of kernels that were not written, because another server owns them. Empty
+            without a cluster.
 
         Raises
         ------
@@ -151,6 +159,7 @@ class Registry:
                     raise RegistryError(f"The registry {self.name} has been removed")
             self._store().write(owner, rows)
             self._in_use = True
+        return frozenset()
 
     @contextmanager
     def transaction(self, done: str) -> Iterator[Connection]:

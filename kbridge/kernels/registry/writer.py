@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.processes import state_of
@@ -19,10 +19,17 @@ from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.tasks import spawn
 
-__all__ = ["RegistryWriter"]
+__all__ = ["RefusalObserver", "RegistryWriter"]
 
 _Row = KernelRow | SessionRow
 _TIMEOUT: Final = 5.0  # SQLite waits 2 s for a locked file; other databases may never answer
+
+
+class RefusalObserver(Protocol):
+    """Acts on kernels that another server owns."""
+
+    def on_refused(self, kernel_ids: frozenset[str]) -> None:
+        """Act on kernels whose rows were not written; it must not wait."""
 
 
 class RegistryWriter:
@@ -63,6 +70,11 @@ class RegistryWriter:
         self._progress = asyncio.Event()
         self._failing = False
         self._closing = asyncio.Event()
+        self._observer: RefusalObserver | None = None
+
+    def observe(self, observer: RefusalObserver) -> None:
+        """Report the kernels that another server owns, once that is known."""
+        self._observer = observer
 
     @property
     def enabled(self) -> bool:
@@ -198,7 +210,7 @@ class RegistryWriter:
                 self._batch, self._dirty = self._dirty, set()
                 rows = {key: self._rows.get(key) for key in self._batch}
                 try:
-                    await asyncio.to_thread(self._registry.write, self._owner, rows)
+                    refused = await asyncio.to_thread(self._registry.write, self._owner, rows)
                 except RegistryError as error:
                     # All rows: the file may have been replaced by another one.
                     self._dirty |= self._batch | self._rows.keys()
@@ -210,6 +222,8 @@ class RegistryWriter:
                     if self._failing:
                         self._log.warning("The registry can be written again; nothing is missing")
                     self._failing = False
+                    if refused and self._observer is not None:
+                        self._observer.on_refused(refused)
                     self._notify()
         finally:
             self._dirty |= self._batch

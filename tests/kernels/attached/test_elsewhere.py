@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from kbridge.errors import KernelNotFound, NotSupported
-from kbridge.kernels.registry.models import ClusterKernel, KernelRow, encode
+from kbridge.errors import KernelError, KernelNotFound, NotSupported
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole, KernelRow, encode
 from kbridge.wire.message import Channel
 
 INFO = {
@@ -69,5 +71,27 @@ async def test_it_is_released_without_being_asked_to_end(manager, hubs):
 
 async def test_a_kernel_without_a_connection_is_not_served(make_manager):
     manager = make_manager()
-    assert not await manager.transfer.serve(taken(connection={}))
+    with pytest.raises(KernelError, match="cannot be served"):
+        await manager.transfer.serve(taken(connection={}))
+    assert manager.models() == []
+    assert not manager.writer.knows_kernel("far"), "the caller may try again"
+
+
+@pytest.mark.parametrize("role", [KernelRole.POOLED, KernelRole.STARTING])
+async def test_a_kernel_that_no_client_knows_is_asked_to_end(make_manager, hubs, role):
+    manager = make_manager()
+    kernel = taken()
+    assert not await manager.transfer.serve(replace(kernel, row=replace(kernel.row, role=role)))
+    assert manager.models() == []
+    assert hubs.closed == ["far"]
+    [memory] = hubs.opened
+    assert ("shutdown_request", {"restart": False}, Channel.CONTROL) in memory.requests
+
+
+async def test_a_kernel_that_was_starting_without_a_connection_is_forgotten(make_manager, caplog):
+    manager = make_manager()
+    kernel = taken(connection={})
+    row = replace(kernel.row, role=KernelRole.STARTING, pid=0, start_id="")
+    assert not await manager.transfer.serve(replace(kernel, row=row))
+    assert "may run on there" in caplog.text
     assert manager.models() == []

@@ -12,6 +12,8 @@ from tests.support.waiting import TIMEOUT
 class Kernel:
     """A numbered kernel that a test can kill."""
 
+    ended = False
+
     def __init__(self, name: str, number: int, discarded: asyncio.Queue[str]) -> None:
         self.kernel_name = name
         self.pool_fingerprint = "made so"
@@ -119,6 +121,18 @@ async def test_a_waiting_kernel_that_dies_is_replaced(make, factory):
     assert pool.failures("py") == 1
     assert await take(pool, "py") == "py-1"
     assert pool.failures("py") == 0
+
+
+async def test_a_kernel_that_was_released_is_left_alone(make, factory):
+    pool = make(py=2)
+    await factory.waiting(pool, "py", 2)
+    released = factory.kernels["py-0"]
+    released.ended = True
+    released.dead.set()
+    assert await take(pool, "py") == "py-1"
+    await factory.waiting(pool, "py", 2)
+    assert factory.discarded.empty()
+    assert not pool.failures("py")
 
 
 async def test_take_never_returns_a_dead_kernel(make, factory):

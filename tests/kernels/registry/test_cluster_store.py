@@ -429,7 +429,7 @@ def test_rows_that_are_not_kept_are_deleted(both):
     assert {p.session_id for p in b.places("k")} == {"end", "u"}
     assert [e.msg_id for e in b.executions("k")] == ["m2"]
     assert len(b.places("l")) + len(b.executions("l")) == 5
-    b.take("l", "a", gone=True)
+    b.take("l", "a", gone=row_of(b, "a"))
     a.put_changes([Place("l", "v", "m")], [], {"l": KeptRows((), ())})
     assert len(a.places("l")) + len(a.executions("l")) == 5
 

@@ -1,0 +1,260 @@
+"""The kernels of one replica: processes that sleep, hubs in memory, an SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kbridge.cluster.membership import Membership
+from kbridge.cluster.ownership import Ownership, PlainHubs
+from kbridge.errors import Busy, KernelError
+from kbridge.kernels.attached.elsewhere import ElsewhereKernel
+from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.lease import Lease
+from kbridge.kernels.lifecycle.processes import start_id
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.cluster_registry import ClusterRegistry
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import KernelRow, Owner, Replica, encode
+from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.registry.writer import RegistryWriter
+from tests.cluster.test_giving import PeersInMemory
+from tests.kernels.memory_hubs import MemoryHubs
+from tests.support.waiting import TIMEOUT, until
+
+# ruff: noqa: ASYNC240 - files of a test are near
+
+LEASE = 600.0
+LOG = logging.getLogger("kbridge.test.ownership")
+HERE = platform.node()
+
+
+def replica(name: str, hostname: str = HERE) -> Replica:
+    # The other replicas have a process that runs, too.
+    pid = os.getpid() if name == "a" else os.getppid()
+    return Replica(name, "c", f"http://{name}.example", hostname, pid, start_id(pid), "1.0")
+
+
+class Rig:
+    """The replica `a`, and the rows of another one, `b`."""
+
+    def __init__(self, path: Path, make: Callable[..., BridgeKernelManager], **traits: Any) -> None:
+        self.url = f"sqlite:///{path}"
+        me = replica("a")
+        self.registry = ClusterRegistry(self.url, me)
+        self.membership = Membership(self.registry.store, Lease(LEASE), count=1, log=LOG)
+        owner = Owner("c", HERE, me.pid, me.start_id)
+        self.writer = RegistryWriter(self.registry, owner, retry=0.01)
+        self.manager = make(writer=self.writer, lease=self.membership.lease, **traits)
+        self.hubs = self.manager.hubs
+        plain, peers = PlainHubs(self.hubs), PeersInMemory()
+        self.ownership = Ownership(self.membership, self.manager, plain, peers, LOG)
+        self.others: list[ClusterStore] = []
+
+    def other(self, name: str = "b", hostname: str = HERE) -> ClusterStore:
+        """Return the database as another replica uses it, which has joined."""
+        registry = Registry(self.url)
+        registry.prepare()
+        store = ClusterStore(registry, replica(name, hostname))
+        store.join(LEASE)
+        self.others.append(store)
+        return store
+
+    async def open(self) -> None:
+        await self.membership.join()
+        await self.manager.adopt("a")
+        await self.ownership.open()
+
+    async def settled(self) -> None:
+        """Wait until the registry has all rows, and read the view."""
+        await self.writer.settled()
+        await self.membership.renew()
+
+    def rows(self) -> dict[str, str]:
+        return {k.kernel_id: k.replica_id for k in self.registry.store.kernels()}
+
+    def steal(self, store: ClusterStore, kernel_id: str) -> None:
+        """Let another replica take a kernel of `a`, as after the end of its lease."""
+        rows = {row.replica_id: row for row in store.view().replicas}
+        assert store.take(kernel_id, "a", gone=rows["a"]) is not None
+
+    async def aclose(self) -> None:
+        await self.ownership.aclose()
+        await self.manager.shutdown_all(now=True)
+        await self.writer.aclose()
+        await self.membership.leave()
+        for store in self.others:
+            store.registry.close()
+
+
+@pytest.fixture
+async def rig(
+    tmp_path: Path,
+    make_manager: Callable[..., BridgeKernelManager],
+) -> AsyncIterator[Callable[..., Rig]]:
+    made: list[Rig] = []
+
+    def make(**traits: Any) -> Rig:
+        made.append(Rig(tmp_path / "registry.sqlite", make_manager, **traits))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.aclose()
+
+
+async def give_to_a_replica_that_ends(rig: Rig, kernel_id: str) -> ClusterStore:
+    """Give a kernel to `b`, as a rolling upgrade does; `b.leave()` makes `a` take it again."""
+    b = rig.other()
+    await rig.settled()
+    await rig.manager.transfer.release(kernel_id)
+    await rig.hubs.close(kernel_id)
+    assert rig.registry.store.give(kernel_id, "b")
+    await rig.membership.renew()
+    return b
+
+
+async def test_kernels_that_no_client_knows_are_released_too(
+    rig: Callable[..., Rig], fake: Any, fleet: Any, hubs: MemoryHubs
+) -> None:
+    """A former owner leaves alone what the new owner ends: kernels in a pool, and starting ones."""
+    a = rig(pool={fake(): 1})
+    await a.open()
+    await a.manager.open()
+    await until(lambda: "pooled" in {k.role for k in a.manager.index.known}, "a kernel waits")
+    [pooled] = a.manager.index.known
+    hubs.answering = False
+    starting = asyncio.create_task(a.manager.start_kernel(fake("slow")))
+    await until(lambda: len(fleet) == 2, "it has a process")
+    await until(lambda: len(a.rows()) == 2, "it was recorded")
+    await a.settled()
+    b = a.other()
+    for kernel_id in a.rows():
+        a.steal(b, kernel_id)
+    await a.membership.renew()
+    with pytest.raises(Busy, match="another server"):
+        await starting
+    await until(lambda: pooled not in a.manager.index.known, "the kernel of the pool was released")
+    assert [process.code for process in fleet[:2]] == [None, None]
+    assert [process.signals for process in fleet[:2]] == [[], []]
+    assert "b" in a.rows().values()
+    for file in Path(a.manager.connection_dir).glob("*.json"):
+        if a.rows().get(file.stem.removeprefix("kernel-")) != "a":
+            file.unlink()
+
+
+async def test_a_kernel_whose_row_is_refused_is_released_at_once(
+    rig: Callable[..., Rig], fake: Any, fleet: Any, hubs: MemoryHubs
+) -> None:
+    a = rig()
+    await a.open()
+    kernel_id = await a.manager.start_kernel(fake())
+    client = hubs.kernel(kernel_id).connect_client()
+    file = Path(a.manager.get_kernel(kernel_id).connection_file)
+    await a.settled()
+    a.steal(a.other(), kernel_id)
+    a.manager.rename_session(kernel_id, "renamed")
+    await until(lambda: client.closed_with is not None, "the websocket is closed")
+    assert client.closed_with == (1012, "the server is restarting")
+    assert kernel_id not in a.manager.index
+    assert not a.writer.has_kernel(kernel_id)
+    assert a.membership.kernels[kernel_id].replica_id == "b"
+    assert fleet[0].code is None
+    file.unlink()
+
+
+async def test_a_kernel_that_died_before_the_takeover_is_restarted(
+    rig: Callable[..., Rig], spec: Any, hubs: MemoryHubs, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = rig()
+    await a.open()
+    kernel_id = await a.manager.start_kernel(spec("s"))
+    process = psutil.Process(a.manager.get_kernel(kernel_id).process.pid)
+    b = await give_to_a_replica_that_ends(a, kernel_id)
+    process.kill()
+    process.wait()
+    b.leave()
+    await a.membership.renew()
+    await until(lambda: kernel_id in a.manager.index, "it was taken over")
+    memory = hubs.kernel(kernel_id)
+    memory.connect_client()
+    await memory.replaced()
+    assert a.manager.get_kernel(kernel_id).process.pid != process.pid
+    assert "ended before this replica took it over" in caplog.text
+    await memory.told("restarting")
+    assert await a.manager.get_kernel(kernel_id).is_alive()
+    assert a.rows() == {kernel_id: "a"}
+
+
+@pytest.mark.parametrize("failures", [2, 4])
+async def test_an_adoption_that_fails_is_tried_again_and_at_last_served_by_messages(
+    rig: Callable[..., Rig],
+    spec: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failures: int,
+) -> None:
+    monkeypatch.setattr("kbridge.cluster.ownership._LONGEST_DELAY", 0.0)
+    a = rig()
+    await a.open()
+    kernel_id = await a.manager.start_kernel(spec("s"))
+    manager = a.manager.get_kernel(kernel_id)
+    file, process = Path(manager.connection_file), psutil.Process(manager.process.pid)
+    b = await give_to_a_replica_that_ends(a, kernel_id)
+    adopt, attempts = BridgeKernel.adopt, list[Any]()
+
+    async def fail(manager: BridgeKernel, *arguments: Any) -> bool:
+        attempts.append(manager.kernel_id)
+        if len(attempts) <= failures:
+            raise KernelError("too few file descriptors")
+        return await adopt(manager, *arguments)
+
+    monkeypatch.setattr(BridgeKernel, "adopt", fail)
+    b.leave()
+    async with asyncio.timeout(TIMEOUT):
+        while kernel_id not in a.manager.index:
+            await a.membership.renew()
+    assert caplog.text.count("is not served yet: too few") == failures
+    if failures == 2:
+        assert attempts == [kernel_id] * 3
+        assert a.manager.get_kernel(kernel_id).process.pid == process.pid
+    else:
+        assert attempts == [kernel_id] * 4
+        assert isinstance(a.manager.index.get(kernel_id), ElsewhereKernel)
+        await a.manager.shutdown_kernel(kernel_id)
+        process.kill()
+        file.unlink()
+
+
+async def test_a_kernel_is_given_to_a_replica_on_its_machine(
+    rig: Callable[..., Rig], hubs: MemoryHubs
+) -> None:
+    a = rig()
+    far = a.other("b", "far away")
+    far.write({("kernel", "k"): remote_row()})
+    far.leave()
+    await a.open()
+    await until(lambda: "k" in a.manager.index, "it was taken over, and is served by messages")
+    client = hubs.kernel("k").connect_client()
+    a.other("c", "far away")
+    await a.membership.renew()
+    await until(lambda: "k" not in a.manager.index, "it was given away")
+    await until(lambda: a.membership.kernels["k"].replica_id == "c", "the view has it")
+    await until(lambda: client.closed_with is not None, "the websocket is closed")
+    assert client.closed_with == (1012, "the server is restarting")
+    assert a.rows() == {"k": "c"}
+
+
+def remote_row() -> KernelRow:
+    names = ("shell", "iopub", "stdin", "hb", "control")
+    info = {f"{name}_port": port for port, name in enumerate(names, 5000)}
+    info |= {"ip": "10.0.0.1", "transport": "tcp", "key": b"k", "signature_scheme": "hmac-sha256"}
+    return KernelRow("k", "python3", "used", 7, "b", "/l", encode({"connection": info}))
