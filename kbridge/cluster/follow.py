@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from kbridge.cluster.membership import Change, Membership
@@ -181,7 +182,7 @@ class Followers:
         due = [name for name, began in self._began.items() if now >= began + _SETTLED]
         try:
             for kernel_id in due:
-                found = await asyncio.to_thread(read_handover, store, kernel_id)
+                found = await self._membership.call(partial(read_handover, store, kernel_id))
                 if self._began.pop(kernel_id, None) is not None and END in found.places:
                     self.joined[kernel_id] = found.places[END]
         except RegistryError:

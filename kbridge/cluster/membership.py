@@ -40,7 +40,7 @@ _LOOK_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 1.0
 # A renewal is overdue if a smaller share of the lease is left: it is renewed at two thirds.
 _OVERDUE: Final = 0.55
-_HANGING: Final = 3  # threads: one that waits for a dead connection must not delay the renewals
+_HANGING: Final = 3  # threads, besides that of the renewals
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,9 @@ class Membership:
         self._count = count
         self._log = log
         self._workers = Workers(_HANGING, "kbridge-cluster")
+        self._renewals = Workers(1, "kbridge-lease")
+        self._views = 0  # that were applied
+        self._reading = asyncio.Lock()
         self._observers: list[Observer] = []
         self._sources: list[StateSource] = []
         self._told: dict[str, str] = {}
@@ -179,6 +182,7 @@ class Membership:
                 await self._attempt(self.store.leave)
             await self.call(self.store.registry.close)
         self._workers.close()
+        self._renewals.close()
 
     @property
     def joined(self) -> bool:
@@ -265,15 +269,18 @@ class Membership:
         return kernel
 
     async def refresh(self) -> None:
-        """Read the view now, and write nothing; an error is logged."""
-        async with self._renewing:
-            sent, since = self.lease.now(), self._since()
+        """Read the view now, and write nothing; an error is logged.
+
+        Renewals do not wait for it, and it does not wait for them.
+        """
+        async with self._reading:
+            sent, since, views = self.lease.now(), self._since(), self._views
             try:
                 view = await self.call(lambda: self.store.view(since))
             except RegistryError as error:
                 self._failed(error)
                 return
-            self._apply(view, sent)
+            self._apply_unless_older(view, sent, views)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Call a method of the store in a thread."""
@@ -297,14 +304,16 @@ class Membership:
     async def renew(self) -> None:
         """Renew the lease, write the states and read the view now; an error is logged."""
         async with self._renewing:
-            sent = self.lease.now()
+            sent, views = self.lease.now(), self._views
             states: dict[str, str] = {}
             for source in self._sources:
                 states |= source.states()
             new = {name: text for name, text in states.items() if self._told.get(name) != text}
             since = self._since()
             try:
-                view = await self.call(lambda: self.store.renew(self._seconds, new, since))
+                view = await self._renewals.call(
+                    lambda: self.store.renew(self._seconds, new, since)
+                )
             except RegistryError as error:
                 self._failed(error)
                 return
@@ -314,7 +323,7 @@ class Membership:
                 self.problem = ""
                 self._log.warning("The database of the cluster can be used again")
             self._told = states
-            self._apply(view, sent)
+            self._apply_unless_older(view, sent, views)
             self.lease.renewed(sent)
 
     def _since(self) -> int | None:
@@ -338,7 +347,14 @@ class Membership:
         except RegistryError as error:
             self._log.error("%s", error.reason)
 
+    def _apply_unless_older(self, view: View, at: float, views: int) -> None:
+        """Apply a view, unless a newer one was applied since there were `views`."""
+        older = self._revision is not None and view.revision < self._revision
+        if not older or views == self._views:
+            self._apply(view, at)
+
     def _apply(self, view: View, at: float) -> None:
+        self._views += 1
         known = self.kernels
         # A kernel may have been taken, given or fetched after the database had made this view. If
         # the revision has gone back, the database was replaced by an older one.

@@ -24,6 +24,7 @@ from kbridge.hub import Hub, HubTable
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ExecutionRow, KeptRows, Place
 from kbridge.kernels.tasks import spawn
+from kbridge.storage.workers import Workers
 
 __all__ = ["StateWriter", "read_handover"]
 
@@ -64,6 +65,7 @@ class StateWriter:
         self._sweep: set[str] = set()
         self._new: set[str] = set()  # kernels with new sessions
         self._has_new = asyncio.Event()
+        self._workers = Workers(1, "kbridge-state")
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._failing = False
@@ -81,6 +83,7 @@ class StateWriter:
             task.cancel()
             await asyncio.wait({task})
             await self.write()
+            self._workers.close()
 
     def on_session(self, kernel_id: str) -> None:
         """Write the new session of a kernel soon."""
@@ -111,8 +114,10 @@ class StateWriter:
         swept, self._sweep = self._sweep, set()
         kept = {hub.kernel_id: _kept(hub) for hub in self._hubs if hub.kernel_id in swept}
         try:
-            unknown = await asyncio.to_thread(
-                self._store.put_changes, list(places.values()), list(executions.values()), kept
+            unknown = await self._workers.call(
+                lambda: self._store.put_changes(
+                    list(places.values()), list(executions.values()), kept
+                )
             )
         except RegistryError as error:
             self._keep(places, executions, swept)

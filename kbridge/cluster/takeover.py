@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Final
 
 from kbridge.cluster.follow import Followers, connection_of
@@ -85,8 +86,8 @@ class ReplicaHubs:
         recorded = tuple(decode(kernel.row.details).get("identities") or ())
         try:
             async with asyncio.timeout(_TIMEOUT):
-                handover = await asyncio.to_thread(
-                    read_handover, self._membership.store, kernel_id, recorded
+                handover = await self._membership.call(
+                    partial(read_handover, self._membership.store, kernel_id, recorded)
                 )
         except (RegistryError, TimeoutError) as error:
             self._log.warning(

@@ -8,7 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import KernelRow, Replica, encode
 from kbridge.kernels.registry.schema import REPLICAS
 from tests.support.server import free_port
-from tests.support.waiting import until
+from tests.support.waiting import TIMEOUT, until
 
 LOG = logging.getLogger("kbridge.test.membership")
 HERE = platform.node()
@@ -110,6 +112,42 @@ async def test_a_member_has_a_lease_and_the_secret_and_leaves(member, connect):
     store = ClusterStore(connect(), replica("c"))
     store.join(60.0)
     assert [r.replica_id for r in store.view().replicas] == ["c"]
+
+
+async def test_a_slow_query_does_not_delay_renewals(member, monkeypatch):
+    """Its answer is older than the view of the renewal, which stays."""
+    async with member(replica("a")) as (a, _), member(other("b")) as (b, _):
+        put(b.store, kernel())
+        await a.renew()
+        go_on, started = threading.Event(), threading.Barrier(4)
+        view, row = a.store.view, a.store.kernel
+
+        def slow_view(since: int | None = None) -> Any:
+            found = view(since)
+            started.wait(TIMEOUT)
+            go_on.wait(TIMEOUT)
+            return found
+
+        def slow_kernel(kernel_id: str) -> Any:
+            started.wait(TIMEOUT)
+            go_on.wait(TIMEOUT)
+            return row(kernel_id)
+
+        monkeypatch.setattr(a.store, "view", slow_view)
+        monkeypatch.setattr(a.store, "kernel", slow_kernel)
+        queries = [asyncio.create_task(a.refresh()), asyncio.create_task(a.refresh())]
+        queries += [asyncio.create_task(a.fetch("k")) for _ in range(2)]
+        await asyncio.to_thread(started.wait, TIMEOUT)  # each thread for queries has one
+        try:
+            put(b.store, replace(kernel(), pid=8))
+            async with asyncio.timeout(TIMEOUT):
+                await a.renew()
+            assert a.kernels["k"].row.pid == 8
+            monkeypatch.setattr(a.store, "view", view)
+        finally:
+            go_on.set()
+        await asyncio.gather(*queries)
+        assert a.kernels["k"].row.pid == 8
 
 
 async def test_changes_of_other_replicas_are_reported(member):
