@@ -320,7 +320,13 @@ class Server:
             parts.cluster.sessions.close()
 
     async def _drain(self, force: asyncio.Event | None) -> bool:
-        """Give the kernels to other replicas; return True if those that are left must not end."""
+        """Give the kernels to other replicas.
+
+        Returns
+        -------
+        bool
+            True if those that are left must not end, whatever the settings say.
+        """
         cluster = self._components.cluster if self._components is not None else None
         if cluster is None or not cluster.membership.joined:
             return False
@@ -334,6 +340,7 @@ class Server:
             await asyncio.wait({draining})
         elif (error := draining.exception()) is not None:
             self._log.error("kernels could not be given to other replicas", exc_info=error)
+            return True
         # Without the lease, other replicas may serve them already.
         return not cluster.membership.lease.held
 

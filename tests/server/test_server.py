@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from kbridge.cluster.ownership import Ownership
 from kbridge.errors import Busy, Conflict, KernelStartError, ListenError, SetupError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.server.cli.app import KbridgeApp
@@ -268,6 +270,31 @@ async def test_kernels_that_cannot_be_shut_down_do_not_delay_the_shutdown(
     await server.aclose()
     assert "could not be shut down" in caplog.text
     assert running_servers(Path(app.runtime_dir)) == []
+
+
+async def test_a_fault_while_kernels_are_given_to_other_replicas_ends_no_kernel(
+    app: KbridgeApp,
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = make(cluster="lab", registry_url=f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    kernels = await start(server, app)
+    ends: list[str] = []
+
+    async def end(*, name: str) -> None:
+        ends.append(name)
+
+    async def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    for name in ("leave_all", "shutdown_all"):
+        monkeypatch.setattr(kernels, name, partial(end, name=name))
+    monkeypatch.setattr(Ownership, "drain", fail)
+    await server.aclose()
+    assert ends == ["leave_all"]
+    assert "a fault of ours" in caplog.text
 
 
 async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> None:
