@@ -273,14 +273,19 @@ class Membership:
 
         Renewals do not wait for it, and it does not wait for them.
         """
+        await self._read()
+
+    async def _read(self) -> bool:
+        """Read the view; return False if the database cannot be used."""
         async with self._reading:
             sent, since, views = self.lease.now(), self._since(), self._views
             try:
                 view = await self.call(lambda: self.store.view(since))
             except RegistryError as error:
                 self._failed(error)
-                return
+                return False
             self._apply_unless_older(view, sent, views)
+            return True
 
     async def call(self, work: Callable[[], T]) -> T:
         """Call a method of the store in a thread."""
@@ -443,9 +448,9 @@ class Membership:
         """Read the row of a replica; the replica is gone if its process has ended before that."""
         try:
             ended = self._has_ended(self.replicas[replica_id])
-            await self.refresh()
+            read = await self._read()
             replica = self.replicas.get(replica_id)
-            if replica is not None and ended and not self.problem:
+            if replica is not None and ended and read:
                 self._gone[replica_id] = replica
                 level = logging.INFO if replica.draining else logging.WARNING
                 self._log.log(level, "The replica %s has ended (%s)", replica_id, replica.url)

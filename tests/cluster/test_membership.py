@@ -289,6 +289,23 @@ async def test_a_replica_whose_process_on_this_machine_has_ended_is_gone_at_once
         assert [r.replica_id for r in a.alive()] == ["a"]
 
 
+async def test_a_replica_is_gone_although_the_last_renewal_failed(
+    member, connect, process, monkeypatch
+):
+    store = ClusterStore(connect(), replica("b", pid=process.pid, start_id=start_id(process.pid)))
+    store.join(1000.0)
+    async with member(replica("a"), seconds=1000.0) as (a, _):
+
+        def fail(*arguments):
+            raise RegistryError("the database is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a.store, "renew", fail)
+            await a.renew()
+            process.kill()
+            await until(lambda: a.gone("b"), "the replica is gone")
+
+
 async def test_a_replica_that_renews_again_is_not_gone(member, connect, process, monkeypatch):
     """The row that was seen after the end of the process is not that of the replica now."""
     store = ClusterStore(connect(), replica("b", pid=process.pid, start_id=start_id(process.pid)))
