@@ -21,6 +21,7 @@ import uuid
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from kbridge.errors import RegistryError
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import KernelRow, Place, Replica, encode
 from kbridge.kernels.registry.registry import Registry
@@ -46,21 +47,23 @@ def _replica(url: str, number: int, kernels: int, seconds: float, parent: Connec
     store.write({("kernel", row.kernel_id): row for row in rows})
     parent.send("ready")
     parent.recv()
-    renewals, writes = [], []
-    since = store.renew(_LEASE).revision
+    renewals, writes, refused = [], [], 0
+    since = None
     end = time.monotonic() + seconds
     turn = 0
     while (begin := time.monotonic()) < end:
         turn += 1
         states = {each: json.dumps({"last_activity": turn}) for each in ids}
-        since = store.renew(_LEASE, states, since).revision
-        middle = time.monotonic()
-        store.put_changes([Place(each, '"session"', str(turn)) for each in ids], [])
+        try:
+            since = store.renew(_LEASE, states, since).revision
+            middle = time.monotonic()
+            store.put_changes([Place(each, '"session"', str(turn)) for each in ids], [])
+        except RegistryError:  # a locked SQLite file
+            refused += 1
+            continue
         renewals.append((middle - begin) * 1e3)
         writes.append((time.monotonic() - middle) * 1e3)
-    parent.send((renewals, writes))
-    store.write({("kernel", each): None for each in ids})
-    store.leave()
+    parent.send((renewals, writes, refused))
     registry.close()
 
 
@@ -79,8 +82,8 @@ def measure(url: str, replicas: int, kernels: int, seconds: float) -> dict[str, 
     Returns
     -------
     dict of str to float
-        `rate`, the turns (one renewal and one write) of all replicas per second, and the medians
-        `renewal` and `write` in milliseconds.
+        `rate`, the turns (one renewal and one write) of all replicas per second, the medians
+        `renewal` and `write` in milliseconds, and the number of turns that were `refused`.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
@@ -104,6 +107,7 @@ def measure(url: str, replicas: int, kernels: int, seconds: float) -> dict[str, 
     renewals, writes = ([each for result in results for each in result[i]] for i in range(2))
     return {
         "rate": len(writes) / seconds,
+        "refused": sum(result[2] for result in results),
         "renewal": statistics.median(renewals),
         "write": statistics.median(writes),
     }
@@ -121,6 +125,7 @@ def main() -> None:
         url = options.url or f"sqlite:///{Path(home) / 'registry.sqlite'}"
         found = measure(url, options.replicas, options.kernels, options.seconds)
     print(f"{found['rate']:.0f} turns per second of {options.replicas} replicas together")
+    print(f"{found['refused']:.0f} turns were refused, because the file was locked for too long")
     print(f"median: renewal {found['renewal']:.2f} ms, write {found['write']:.2f} ms")
 
 
