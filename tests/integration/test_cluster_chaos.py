@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    ("database", "rounds", "balancer"), [("sqlite", 2, ""), ("postgresql", 2, "haproxy")]
+    ("database", "rounds", "balancer"), [("sqlite", 2, ""), ("postgresql", 4, "haproxy")]
 )
 async def test_every_line_of_every_client(
     tmp_path: Path, database: str, rounds: int, balancer: str

@@ -1,7 +1,7 @@
 """Replicas that fail while clients read: every line of every client is counted.
 
-`python -m tests.support.cluster_chaos --rounds=50 --clients=200 --kernels=20` runs longer than the
-test does, in a directory that it makes. `--database=postgresql` uses that database, and
+`python -m tests.support.cluster_chaos --rounds=20 --replicas=3 --kernels=20 --clients=200 --rate=20
+--absence=20` runs longer than the test does, in a directory that it makes. `--database=postgresql` uses that database, and
 `--balancer=haproxy` puts HAProxy between the clients and the replicas.
 
 The faults take turns: the network between a replica and the database is interrupted, without the end
@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -54,7 +55,7 @@ while not os.path.exists({end!r}):
     k.stream(f"{{line}}\\n", parent)
     line += 1
     if line % 10 == 0:
-        time.sleep(0.05)
+        time.sleep({pause})
 k.stream(f"end {{line}}\\n", parent)
 k.say("status", {{"execution_state": "idle"}}, parent)
 """
@@ -93,6 +94,7 @@ class Options:
     rounds: int = 2  # faults
     kernels: int = 2
     clients: int = 8
+    rate: int = 200  # lines of each kernel per second
     replicas: int = 2
     lease: float = 3.0
     database: str = "sqlite"
@@ -226,16 +228,12 @@ class Lab:
     async def followed(self, sessions: Collection[str]) -> None:
         """Wait until each kernel has a follower, with all that its clients have not acknowledged.
 
-        A place that has changed once may be from the time before. Each replica logs that it follows
-        a kernel after the kernel has answered it.
+        A place that has changed once may be from the time before.
         """
-        for name, (owner, _) in self.rows().items():
-            words = f"Following kernel {name} "
-            others = [server for server in self.servers if server.process.pid != owner]
-            await until(
-                lambda w=words, o=others: any(w in server.log.read_text() for server in o),  # type: ignore[misc]
-                words,
-            )
+        count = len(self.rows())
+        await until(
+            lambda: sum(map(_followed_kernels, self.servers)) == count, "all kernels are followed"
+        )
         for _ in range(2):
             before = self.places()
             await until(
@@ -428,7 +426,7 @@ async def _read_all(lab: Lab, kernels: list[str], idle: set[str]) -> dict[str, A
         await until(lambda: all(reader.ws for reader in readers), "all clients are connected")
         for reader in readers[: len(kernels)]:
             assert reader.ws is not None
-            code = _CELL.format(end=str(lab.end))
+            code = _CELL.format(end=str(lab.end), pause=10 / options.rate)
             await reader.ws.send("execute_request", {"code": code})
         await _more(readers)
         sessions = [json.dumps(reader.session) for reader in readers]
@@ -463,6 +461,12 @@ async def _read_all(lab: Lab, kernels: list[str], idle: set[str]) -> dict[str, A
         "returns": sum(reader.connected - 1 for reader in readers),
         "restarts": sum(restarts.values()),
     }
+
+
+def _followed_kernels(server: Server) -> int:
+    text = server.request("GET", "/metrics").body.decode()
+    [number] = re.findall(r"^kbridge_followed_kernels (\d+)", text, re.MULTILINE)
+    return int(number)
 
 
 def _is_ready(server: Server) -> bool:
