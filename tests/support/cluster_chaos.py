@@ -1,12 +1,14 @@
 """Replicas that fail while clients read: every line of every client is counted.
 
-`python -m tests.support.cluster_chaos --rounds=20 --replicas=3 --kernels=20 --clients=200 --rate=20
---absence=20` runs longer than the test does, in a directory that it makes. `--database=postgresql` uses that database, and
-`--balancer=haproxy` puts HAProxy between the clients and the replicas.
+    python -m tests.support.cluster_chaos --rounds=20 --replicas=3 --kernels=20 --clients=200 \\
+        --rate=20 --absence=20 --database=postgresql --balancer=haproxy
 
-The faults take turns: the network between a replica and the database is interrupted, without the end
-of any connection; the database crashes; a replica is killed; a replica is stopped and goes on. With
-SQLite, there are the last two only.
+runs longer than the test does, in a directory that it makes, with HAProxy between the clients and
+the replicas.
+
+The faults take turns: the network between a replica and the database is interrupted, without the
+end of any connection; the database crashes; a replica is killed; a replica is stopped and goes on.
+With SQLite, there are the last two only.
 
 Each kernel writes numbered lines, in one cell that a client sends before the first fault. One half
 of the clients names its last message when it connects again (`since`), and must receive each line
