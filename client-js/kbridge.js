@@ -11,7 +11,7 @@
  * reconnects; and the objects that programs use. `kbridge.d.ts` is generated from the comments.
  */
 
-// -- errors ---------------------------------------------------------------------------------------
+// -- errors --
 
 /** Base class of all errors of this module. */
 export class KbridgeError extends Error {
@@ -112,7 +112,7 @@ export function errorOfClose(code, reason) {
   return null;
 }
 
-// -- frames ---------------------------------------------------------------------------------------
+// -- frames --
 
 /** The subprotocol of the websocket. */
 export const PROTOCOL = 'v1.kernel.websocket.jupyter.org';
@@ -253,7 +253,7 @@ function objectOf(value) {
   return isObject(value) ? value : {};
 }
 
-// -- outputs --------------------------------------------------------------------------------------
+// -- outputs --
 
 /**
  * @typedef {object} StreamOutput Text that the code wrote.
@@ -401,7 +401,7 @@ function resultOf(content) {
   };
 }
 
-// -- one session, without I/O ---------------------------------------------------------------------
+// -- one session, without I/O --
 
 /**
  * @typedef {object} Waiting A request without its complete answer.
@@ -440,8 +440,7 @@ const REPLACED = ['starting', 'restarting', 'dead'];
  * - An execution is complete when its reply and its idle status have arrived, in either order; an
  *   aborted one when its reply has.
  * - The place to resume at is the last message on iopub that `receive` was given: all replicas of a
- *   cluster know it, but only one knows a reply. A message that arrives twice, as the replies after
- *   that place do, is ignored.
+ *   cluster know it. A message that arrives twice, as replies after it do, is ignored.
  */
 export class KernelSession {
   /**
@@ -751,7 +750,7 @@ export class Backoff {
   }
 }
 
-// -- one session over a websocket that reconnects ---------------------------------------------------
+// -- one session over a websocket that reconnects --
 
 const QUEUE_BYTES = 64 * 2 ** 20; // messages that wait for a connection
 const HIGH_BYTES = 32 * 2 ** 20; // outputs that the program has not taken
@@ -1111,7 +1110,7 @@ class Channel {
   }
 }
 
-// -- executions -----------------------------------------------------------------------------------
+// -- executions --
 
 /** @type {(id: string, channel: Channel, onEnd: () => void, onInput?: OnInput) => Execution} */
 let newExecution;
@@ -1322,7 +1321,7 @@ export class Execution {
   }
 }
 
-// -- comms ----------------------------------------------------------------------------------------
+// -- comms --
 
 /**
  * @typedef {object} CommMessage
@@ -1379,7 +1378,7 @@ export class Comm extends EventTarget {
  * @property {readonly (ArrayBuffer | ArrayBufferView)[]} [buffers]
  */
 
-// -- kernels --------------------------------------------------------------------------------------
+// -- kernels --
 
 /** @typedef {{prompt: string, password: boolean}} Question */
 /** @typedef {(question: Question) => string | Promise<string>} OnInput */
@@ -1790,7 +1789,7 @@ export class Kernel extends EventTarget {
   }
 }
 
-// -- the server -----------------------------------------------------------------------------------
+// -- the server --
 
 /**
  * @typedef {object} ConnectOptions
