@@ -138,8 +138,7 @@ export const PROTOCOL: "v1.kernel.websocket.jupyter.org";
  * - An execution is complete when its reply and its idle status have arrived, in either order; an
  *   aborted one when its reply has.
  * - The place to resume at is the last message on iopub that `receive` was given: all replicas of a
- *   cluster know it, but only one knows a reply. A message that arrives twice, as the replies after
- *   that place do, is ignored.
+ *   cluster know it. A message that arrives twice, as replies after it do, is ignored.
  */
 export class KernelSession {
     /**
