@@ -17,9 +17,10 @@ import asyncio
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ _LOOK_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 1.0
 # A renewal is overdue if a smaller share of the lease is left: it is renewed at two thirds.
 _OVERDUE: Final = 0.55
+_AT_ONCE: Final = 50  # kernels that are described in one pass of the event loop
 _HANGING: Final = 3  # threads, besides that of the renewals
 
 
@@ -75,8 +77,11 @@ class Observer(Protocol):
 class StateSource(Protocol):
     """Describes the kernels of this replica to the others."""
 
-    def states(self) -> Mapping[str, str]:
-        """Return the state (see `ClusterKernel`) of each kernel that this replica serves."""
+    def states(self) -> Iterator[tuple[str, str]]:
+        """Yield the id and the state (see `ClusterKernel`) of each kernel of this replica.
+
+        Kernels may come and go between two of them, because the event loop does other work then.
+        """
 
 
 class Membership:
@@ -311,8 +316,10 @@ class Membership:
         async with self._renewing:
             sent, views = self.lease.now(), self._views
             states: dict[str, str] = {}
-            for source in self._sources:
-                states |= source.states()
+            for number, (name, text) in enumerate(chain(*(s.states() for s in self._sources)), 1):
+                states[name] = text
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             new = {name: text for name, text in states.items() if self._told.get(name) != text}
             since = self._since()
             try:

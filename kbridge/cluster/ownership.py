@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +20,8 @@ from typing import Any, Final
 from kbridge.cluster.giving import ClusterHubs, Giver
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.peers import Peers
-from kbridge.errors import KbridgeError, KernelError, RegistryError
+from kbridge.errors import KbridgeError, KernelError, KernelNotFound, RegistryError
+from kbridge.hub.broadcast.turns import turns
 from kbridge.hub.table import HubTable
 from kbridge.kernels.attached.elsewhere import ElsewhereKernel
 from kbridge.kernels.manager import BridgeKernelManager
@@ -30,6 +31,8 @@ from kbridge.wire.closing import SERVER_RESTARTS, SERVICE_RESTART
 
 __all__ = ["Ownership", "PlainHubs"]
 
+# The part of a REST model that the other replicas get.
+_STATE: Final = ("last_activity", "execution_state", "connections")
 # The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
@@ -94,6 +97,7 @@ class Ownership:
         self._hubs = hubs
         self._log = log
         self._giver = Giver(membership, kernels, hubs, peers, log)
+        self._looking: set[str] = set()  # replicas whose kernels are being sorted
         self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
@@ -132,14 +136,12 @@ class Ownership:
                 while (task := self._moving.get(kernel_id)) is not None:
                     await asyncio.wait({task})
 
-    def states(self) -> Mapping[str, str]:
-        """Return the REST models of the kernels in use, without id and name, as JSON."""
-        return {
-            model["id"]: json.dumps(
-                {name: model[name] for name in ("last_activity", "execution_state", "connections")}
-            )
-            for model in self._kernels.models()
-        }
+    def states(self) -> Iterator[tuple[str, str]]:
+        """Yield the ids and REST models of the kernels in use, without id and name, as JSON."""
+        for kernel_id in self._kernels.list_kernel_ids():
+            with suppress(KernelNotFound):
+                model = self._kernels.model(kernel_id)
+                yield kernel_id, json.dumps({name: model[name] for name in _STATE})
 
     # -- changes of the view --------------------------------------------------------------------
 
@@ -209,23 +211,31 @@ class Ownership:
 
     def _look(self) -> None:
         """Prepare to take the kernels of replicas that are not alive."""
-        groups: dict[tuple[str, int], list[str]] = {}
-        dead: dict[str, bool] = {}
+        of: dict[str, list[ClusterKernel]] = {}
         for kernel in self._membership.kernels.values():
-            owner = kernel.replica_id
-            if owner == self._me:
-                continue
-            if owner not in dead:
-                dead[owner] = not self._membership.is_alive(owner)
-            if dead[owner] and (turn := self._turn(kernel)) is not None:
-                groups.setdefault((owner, turn), []).append(kernel.kernel_id)
-        for key, kernel_ids in groups.items():
-            if key not in self._waiting:
-                self._waiting[key] = spawn(self._take(*key, kernel_ids), self._log)
+            of.setdefault(kernel.replica_id, []).append(kernel)
+        of.pop(self._me, None)
+        for owner, kernels in of.items():
+            if owner not in self._looking and not self._membership.is_alive(owner):
+                self._looking.add(owner)
+                turns().add(self._sort(owner, kernels).__next__)
 
-    def _turn(self, kernel: ClusterKernel) -> int | None:
-        successors = self._membership.successors(kernel)
-        return successors.index(self._me) if self._me in successors else None
+    def _sort(self, owner: str, kernels: list[ClusterKernel]) -> Iterator[bool]:
+        """Find out when it is this replica's turn to take each kernel; a `Step` of the loop."""
+        groups: dict[int, list[str]] = {}
+        try:
+            for kernel in kernels:
+                successors = self._membership.successors(kernel)
+                if self._me in successors:
+                    groups.setdefault(successors.index(self._me), []).append(kernel.kernel_id)
+                yield True
+        finally:
+            self._looking.discard(owner)
+        for turn, kernel_ids in groups.items():
+            if (owner, turn) not in self._waiting and not self._closing:
+                task = spawn(self._take(owner, turn, kernel_ids), self._log)
+                self._waiting[owner, turn] = task
+        yield False
 
     async def _take(self, owner: str, turn: int, kernel_ids: list[str]) -> None:
         try:

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,8 +42,8 @@ class Watcher:
     def on_view(self, change: Change) -> None:
         self.changes.append(change)
 
-    def states(self) -> dict[str, str]:
-        return self.described
+    def states(self) -> Iterator[tuple[str, str]]:
+        yield from self.described.items()
 
 
 def replica(name: str, **more: Any) -> Replica:
@@ -167,6 +168,23 @@ async def test_changes_of_other_replicas_are_reported(member):
         [change] = watcher.changes
         assert (change.kernels, change.ended, change.replicas) == ((), {"k"}, False)
         assert a.kernels.keys() == {"l"}
+
+
+async def test_many_states_are_described_in_several_passes_of_the_loop(member):
+    async with member(replica("a")) as (membership, watcher):
+        passes: list[int] = [0]
+
+        def states() -> Iterator[tuple[str, str]]:
+            for number in range(500):
+                if not passes[-1]:
+                    asyncio.get_running_loop().call_soon(passes.append, 0)
+                passes[-1] += 1
+                yield f"k{number}", "{}"
+
+        watcher.states = states
+        await membership.renew()
+        assert sum(passes) == 500
+        assert max(passes) <= 100
 
 
 async def test_states_are_sent_once(member, monkeypatch):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import platform
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.cluster_registry import ClusterRegistry
 from kbridge.kernels.registry.cluster_store import ClusterStore
-from kbridge.kernels.registry.models import KernelRow, Owner, Replica, encode
+from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Owner, Replica, encode
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from tests.cluster.test_giving import PeersInMemory
@@ -149,6 +150,42 @@ async def test_kernels_that_no_client_knows_are_released_too(
     for file in Path(a.manager.connection_dir).glob("*.json"):
         if a.rows().get(file.stem.removeprefix("kernel-")) != "a":
             file.unlink()
+
+
+async def test_many_kernels_of_a_replica_that_ended_do_not_hold_the_event_loop_up(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = rig()
+    await a.open()
+    b = a.other()
+    names = {f"k{number}" for number in range(30)}
+    details = encode({"connection": {"ip": "10.0.0.1", "transport": "tcp"}})
+    rows = [KernelRow(name, "python3", "used", 7, "b", "/l", details) for name in names]
+    b.write({("kernel", row.kernel_id): row for row in rows})
+    await a.membership.renew()
+    passes = [0]
+    successors = a.membership.successors
+
+    def slow(kernel: ClusterKernel) -> list[str]:
+        if not passes[-1]:
+            asyncio.get_running_loop().call_soon(passes.append, 0)
+        passes[-1] += 1
+        time.sleep(0.001)  # as long as a turn
+        return successors(kernel)
+
+    taken: set[str] = set()
+
+    def take(kernel_ids: list[str], old: str, **_gone: Any) -> list[ClusterKernel]:
+        assert old == "b"
+        taken.update(kernel_ids)
+        return []
+
+    monkeypatch.setattr(a.membership, "successors", slow)
+    monkeypatch.setattr(a.membership.store, "take_all", take)
+    b.leave()
+    await a.membership.renew()
+    await until(lambda: taken == names, "all kernels are taken")
+    assert set(passes) <= {0, 1}
 
 
 async def test_a_kernel_whose_row_is_refused_is_released_at_once(
