@@ -1,7 +1,7 @@
 """Replicas that fail while clients read: every line of every client is counted.
 
     python -m tests.support.cluster_chaos --rounds=20 --replicas=3 --kernels=20 --clients=200 \\
-        --rate=20 --absence=20 --database=postgresql --balancer=haproxy
+        --rate=20 --absence=20 --outage=60 --database=postgresql --balancer=haproxy
 
 runs longer than the test does, in a directory that it makes, with HAProxy between the clients and
 the replicas.
@@ -101,6 +101,7 @@ class Options:
     lease: float = 3.0
     database: str = "sqlite"
     balancer: str = ""
+    outage: float = 4.5  # seconds without the database; more than a lease
     absence: float = 0.0  # seconds that a replica is absent, after the others have its kernels
     seed: int = 0
 
@@ -310,7 +311,7 @@ class Lab:
         assert self.postgresql is not None
         before = self.rows()
         await asyncio.to_thread(self.postgresql.stop, crash=True)
-        await asyncio.sleep(self.options.lease * 1.5)
+        await asyncio.sleep(self.options.outage)
         await asyncio.to_thread(self.postgresql.start)
         for server in self.servers:
             await until(lambda s=server: _is_ready(s), f"{server.url} is ready")  # type: ignore[misc]
