@@ -110,7 +110,10 @@ class Followers:
         del self._due[kernel_id]
         kernel = self._membership.kernels.get(kernel_id)
         if kernel is not None:
-            self._decide(kernel)
+            try:
+                self._decide(kernel)
+            except Exception:  # noqa: BLE001 - the other kernels must be followed
+                self._log.exception("Kernel %s cannot be followed", kernel_id)
         return bool(self._due)
 
     def _decide(self, kernel: ClusterKernel) -> None:

@@ -134,6 +134,35 @@ async def test_many_kernels_do_not_hold_the_event_loop_up(
     await following.aclose()
 
 
+async def test_an_error_with_one_kernel_does_not_stop_the_others(
+    a: ReplicaRig,
+    b: ReplicaRig,
+    following: Followers,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = [f"kernel-{i}" for i in range(40)]
+    a.put(*map(kernel_row, names))
+    await b.see()
+    follow_one = b.hubs.follow
+    bad = {names[0], names[20]}  # at once, and in a turn
+
+    def fail(kernel_id: str, info: dict[str, Any]) -> Hub:
+        if kernel_id in bad:
+            raise RuntimeError("a fault")
+        return follow_one(kernel_id, info)
+
+    monkeypatch.setattr(b.hubs, "follow", fail)
+    following.open()
+    await until(lambda: set(b.hubs.followed) == {*names} - bad, "the others are followed")
+    for name in bad:
+        assert f"Kernel {name} cannot be followed" in caplog.messages
+    a.put(*(kernel_row(f"later-{i}") for i in range(20)))
+    await b.see()
+    await until(lambda: len(b.hubs.followed) == 58, "later kernels are followed")
+    await following.aclose()
+
+
 async def test_the_hub_of_a_kernel_without_owner_stays(
     a: ReplicaRig, b: ReplicaRig, following: Followers
 ) -> None:

@@ -246,7 +246,7 @@ class ClusterStore:
                         self._write_kernel(connection, row, revision)
                     else:
                         refused.add(kernel_id)
-                elif owner == self._me:
+                elif running.get(kernel_id) == self._me:  # not if it has ended already
                     self._end(connection, kernel_id, revision)
             for session_id, session in sessions.items():
                 self._drop_session(connection, session_id)
@@ -279,7 +279,7 @@ class ClusterStore:
         frozenset of str
             The ids of kernels that have no row yet, so that nothing was written for them.
         """
-        ids = {row.kernel_id for row in places} | {row.kernel_id for row in executions}
+        ids = {row.kernel_id for row in (*places, *executions)} | set(kept or ())
         with self.registry.transaction(_WRITTEN) as connection:
             self._change(connection)  # no kernel changes its owner until the end of the transaction
             ended = self._owners(connection, ids, ENDED)
@@ -502,7 +502,7 @@ class ClusterStore:
             connection.execute(insert(KERNELS), [{**self._owned(), **values}])
 
     def _end(self, connection: Connection, kernel_id: str, revision: int) -> None:
-        for table in (KERNELS, PLACES, EXECUTIONS):
+        for table in (KERNELS, PLACES, EXECUTIONS, ENDED):
             connection.execute(delete(table).where(table.c.kernel_id == kernel_id))
         until = _NOW[connection.dialect.name] + ENDED_SECONDS
         connection.execute(

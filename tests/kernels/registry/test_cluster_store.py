@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import event, select, text, update
+from sqlalchemy import delete, event, insert, select, text, update
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.registry.cluster_store import ClusterStore
@@ -378,6 +378,35 @@ def test_an_id_is_used_again(both):
     assert "k" not in view.ended
 
 
+@pytest.mark.parametrize("earlier", ["ended", "ended and forgotten", "never ran"])
+def test_a_second_end_of_a_kernel_does_not_stop_the_other_rows(both, earlier):
+    """For example if the acknowledgement of the first one was lost."""
+    a, b = both
+    if earlier != "never ran":
+        put(a, kernel())
+        a.write({("kernel", "k"): None})
+    before = b.renew(LEASE)
+    if earlier == "ended and forgotten":
+        with a.registry.transaction("written to") as connection:
+            connection.execute(delete(ENDED))
+    rows = {("kernel", "k"): None, ("kernel", "l"): kernel("l"), ("session", "s"): session("s")}
+    assert a.write(rows) == frozenset()
+    assert (owner(b, "l"), b.session("s")) == ("a", session("s"))
+    assert "k" not in b.renew(LEASE, since=before.revision).ended
+
+
+def test_an_end_replaces_the_row_of_an_earlier_end(both):
+    a, b = both
+    put(a, kernel())
+    ended = {"cluster": "c", "replica_id": "b", "changed": 0, "until": 0.0}
+    with a.registry.transaction("written to") as connection:  # no replica leaves both rows
+        connection.execute(insert(ENDED).values(kernel_id="k", **ended))
+    before = b.renew(LEASE)
+    a.write({("kernel", "k"): None})
+    assert b.renew(LEASE, since=before.revision).ended == {"k"}
+    assert b.kernel("k") is None
+
+
 def test_a_kernel_that_starts_does_not_replace_one_that_another_replica_runs(both):
     a, b = both
     put(a, kernel())
@@ -432,6 +461,11 @@ def test_rows_that_are_not_kept_are_deleted(both):
     b.take("l", "a", gone=row_of(b, "a"))
     a.put_changes([Place("l", "v", "m")], [], {"l": KeptRows((), ())})
     assert len(a.places("l")) + len(a.executions("l")) == 5
+    kept = {name: KeptRows({"end"}, ()) for name in ("k", "l", "none")}
+    assert a.put_changes([], [], kept) == {"none"}
+    assert [p.session_id for p in b.places("k")] == ["end"]
+    assert b.executions("k") == []
+    assert len(b.places("l")) + len(b.executions("l")) == 5
 
 
 def test_sessions_are_shared(both):
