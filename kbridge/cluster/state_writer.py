@@ -26,7 +26,7 @@ from kbridge.kernels.registry.models import ExecutionRow, KeptRows, Place
 from kbridge.kernels.tasks import spawn
 from kbridge.storage.workers import Workers
 
-__all__ = ["StateWriter", "read_handover"]
+__all__ = ["StateWriter", "read_handover", "read_handovers"]
 
 _EVERY: Final = 1.0  # seconds
 _SOON: Final = 0.01  # seconds in which new sessions are collected
@@ -214,36 +214,42 @@ def _kept(hub: Hub) -> KeptRows:
     return KeptRows(sessions, {json.dumps(each) for each in known.executions})
 
 
-def read_handover(
-    store: ClusterStore, kernel_id: str, identities: tuple[bytes, ...] = ()
-) -> Handover:
-    """Return the state of a kernel that its owner has written; blocks.
+def read_handovers(
+    store: ClusterStore, kernels: Mapping[str, tuple[bytes, ...]]
+) -> dict[str, Handover]:
+    """Return the states of some kernels that their owner has written; blocks.
 
     Parameters
     ----------
     store : ClusterStore
         The database.
-    kernel_id : str
-        The kernel.
-    identities : tuple of bytes
-        The ZeroMQ identities in the row of the kernel, newest last.
+    kernels : mapping of str to tuple of bytes
+        By kernel, the ZeroMQ identities in its row, newest last.
 
     Raises
     ------
     RegistryError
         If the database cannot be read.
     """
-    places: dict[str, str] = {}
-    for row in store.places(kernel_id):
+    places: dict[str, dict[str, str]] = {kernel_id: {} for kernel_id in kernels}
+    executions: dict[str, dict[str, Any]] = {kernel_id: {} for kernel_id in kernels}
+    known = dict(kernels)
+    for row in store.places(*kernels):
         with suppress(ValueError):
             value = json.loads(row.msg_id)
             if row.session_id == _IDENTITIES:
-                identities = tuple(bytes.fromhex(each) for each in value)
+                known[row.kernel_id] = tuple(bytes.fromhex(each) for each in value)
             else:
                 session_id = END if row.session_id == _END else json.loads(row.session_id)
-                places[str(session_id)] = str(value)
-    executions: dict[str, Any] = {}
-    for each in store.executions(kernel_id):
+                places[row.kernel_id][str(session_id)] = str(value)
+    for each in store.executions(*kernels):
         with suppress(ValueError):
-            executions[str(json.loads(each.msg_id))] = json.loads(each.entry)
-    return Handover(places, executions, identities)
+            executions[each.kernel_id][str(json.loads(each.msg_id))] = json.loads(each.entry)
+    return {name: Handover(places[name], executions[name], known[name]) for name in kernels}
+
+
+def read_handover(
+    store: ClusterStore, kernel_id: str, identities: tuple[bytes, ...] = ()
+) -> Handover:
+    """Return the state of one kernel, as `read_handovers` does."""
+    return read_handovers(store, {kernel_id: identities})[kernel_id]

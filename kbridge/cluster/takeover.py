@@ -9,21 +9,69 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
+from itertools import islice
 from typing import Final
 
 from kbridge.cluster.follow import Followers, connection_of
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.ownership import PlainHubs
-from kbridge.cluster.state_writer import StateWriter, read_handover
+from kbridge.cluster.state_writer import StateWriter, read_handovers
 from kbridge.errors import KernelError, RegistryError
 from kbridge.flow.handover import Handover
 from kbridge.hub.table import HubTable
+from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, decode
+from kbridge.storage.workers import Workers
 
 __all__ = ["ReplicaHubs"]
 
-_TIMEOUT: Final = 2.0  # seconds for the database, which has answered just before
+_TOGETHER: Final = 20  # kernels whose states are read together
+
+
+class _HandoverReader:
+    """Reads the states of kernels, and of those that are taken together in few transactions.
+
+    It has its own thread: many kernels must not wait for other calls of the database. There is no
+    time limit besides those of the database, because it would also count the time in the queue.
+    """
+
+    def __init__(self, store: ClusterStore) -> None:
+        self._store = store
+        self._workers = Workers(1, "kbridge-takeover")
+        self._wanted: dict[str, tuple[bytes, ...]] = {}
+        self._found: dict[str, Handover | RegistryError] = {}
+        self._reading = asyncio.Lock()
+
+    async def read(self, kernel_id: str, identities: tuple[bytes, ...]) -> Handover:
+        """Return the state of a kernel; see `read_handovers`."""
+        self._wanted[kernel_id] = identities
+        try:
+            async with self._reading:
+                if kernel_id not in self._found:
+                    await self._read_next(kernel_id)
+                found = self._found[kernel_id]
+        finally:
+            self._wanted.pop(kernel_id, None)
+            self._found.pop(kernel_id, None)
+        if isinstance(found, RegistryError):
+            raise found
+        return found
+
+    async def _read_next(self, kernel_id: str) -> None:
+        """Read the states of a kernel and of others that wait."""
+        await asyncio.sleep(0)  # kernels that are taken together ask in the same pass of the loop
+        names = dict.fromkeys((kernel_id, *islice(self._wanted, _TOGETHER)))
+        chosen = {name: self._wanted.pop(name) for name in [*names][:_TOGETHER]}
+        try:
+            self._found |= await self._workers.call(lambda: read_handovers(self._store, chosen))
+        except RegistryError as error:
+            # The others would wait for the same error, one after the other.
+            self._found |= dict.fromkeys((*chosen, *self._wanted), error)
+            self._wanted.clear()
+
+    def close(self) -> None:
+        """End the thread; may be called twice."""
+        self._workers.close()
 
 
 class ReplicaHubs:
@@ -52,6 +100,7 @@ class ReplicaHubs:
         self._log = log
         self._plain = PlainHubs(hubs)
         self.followers = Followers(membership, hubs, log)
+        self._reader = _HandoverReader(membership.store)
         self.writer = StateWriter(membership.store, hubs, log)
         hubs.replicate(self.writer)
 
@@ -60,12 +109,11 @@ class ReplicaHubs:
 
         Call it after these kernels were adopted, and before a websocket is attached.
         """
+        kernels = []
         for hub in self._hubs:
             kernel = self._membership.kernels.get(hub.kernel_id)
-            if kernel is None:
-                kernel = await self._membership.fetch(hub.kernel_id)
-            if kernel is not None:
-                await self.promote(kernel)
+            kernels.append(kernel or await self._membership.fetch(hub.kernel_id))
+        await asyncio.gather(*(self.promote(kernel) for kernel in kernels if kernel is not None))
         self.writer.open()
         self.followers.open()
 
@@ -73,6 +121,7 @@ class ReplicaHubs:
         """Write the last state, and follow no more. May be called twice."""
         await self.writer.aclose()
         await self.followers.aclose()
+        self._reader.close()
 
     async def promote(self, kernel: ClusterKernel) -> None:
         """Let the hub of a kernel serve it; `HubTable.open` returns that hub then.
@@ -85,16 +134,13 @@ class ReplicaHubs:
             return  # the kernel was starting; its adoption finds out
         recorded = tuple(decode(kernel.row.details).get("identities") or ())
         try:
-            async with asyncio.timeout(_TIMEOUT):
-                handover = await self._membership.call(
-                    partial(read_handover, self._membership.store, kernel_id, recorded)
-                )
-        except (RegistryError, TimeoutError) as error:
+            handover = await self._reader.read(kernel_id, recorded)
+        except RegistryError as error:
             self._log.warning(
                 "Kernel %s is taken over without the places of its clients, which may receive"
                 " output twice: %s",
                 kernel_id,
-                error if isinstance(error, RegistryError) else "the database does not answer",
+                error,
             )
             handover = Handover(identities=recorded)
         joined = self.followers.taken(kernel_id)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from kbridge.cluster.takeover import ReplicaHubs
 from kbridge.errors import RegistryError
+from kbridge.flow.handover import Handover
 from kbridge.hub import Hub
+from kbridge.kernels.registry.models import Place
 from kbridge.wire.dialects import V1
 from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line
 from tests.hub.rig import Peer, texts
+from tests.support.waiting import TIMEOUT
 
 
 def attach(hub: Hub, session_id: str, since: str = "") -> Peer:
@@ -74,6 +79,79 @@ async def test_a_database_that_fails_does_not_stop_a_takeover(
     assert "twice: down" in caplog.text
     assert b.links[-1].former == [b"old"]
     assert texts(attach(b.hubs["k"], "s", "start")) == ["0\n"]
+    await two.aclose()
+
+
+async def written_by_a(a: ReplicaRig, b: ReplicaRig, names: list[str]) -> None:
+    """Let the first replica serve kernels, write their state, and lose them."""
+    a.put(*map(kernel_row, names))
+    a.store.put_changes([Place(name, '"s"', '"m"') for name in names], [])
+    rows = {replica.replica_id: replica for replica in a.store.view().replicas}
+    assert len(b.store.take_all(names, "a", gone=rows["a"])) == len(names)
+
+
+async def test_many_kernels_are_taken_over_with_few_reads(
+    both: tuple[ReplicaRig, ReplicaRig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while all other calls of the database hang."""
+    a, b = both
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    names = [f"kernel-{i}" for i in range(45)]
+    await written_by_a(a, b, names)
+    kernels, go_on = b.kernels(), threading.Event()
+    reads: list[tuple[str, ...]] = []
+    taken: dict[str, Handover] = {}
+    places = b.store.places
+
+    def note(*kernel_ids: str) -> list[Place]:
+        reads.append(kernel_ids)
+        return places(*kernel_ids)
+
+    async def take_over(kernel_id: str, _info: Any, handover: Handover, _joined: Any) -> None:
+        taken[kernel_id] = handover
+
+    monkeypatch.setattr(b.store, "places", note)
+    monkeypatch.setattr(b.hubs, "take_over", take_over)
+    others = [asyncio.create_task(b.membership.call(go_on.wait)) for _ in range(10)]
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.gather(*(two.promote(kernels[name]) for name in names))
+    finally:
+        go_on.set()
+        await asyncio.gather(*others)
+    assert len(reads) == 3
+    assert {name: dict(each.places) for name, each in taken.items()} == {
+        name: {"s": "m"} for name in names
+    }
+    await two.aclose()
+
+
+async def test_a_database_that_fails_is_asked_once_by_kernels_that_wait(
+    both: tuple[ReplicaRig, ReplicaRig],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = both
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    names = [f"kernel-{i}" for i in range(45)]
+    await written_by_a(a, b, names)
+    kernels = b.kernels()
+    reads = []
+
+    def fail(*kernel_ids: str) -> Any:
+        reads.append(kernel_ids)
+        raise RegistryError("down")
+
+    monkeypatch.setattr(b.store, "places", fail)
+    await asyncio.gather(*(two.promote(kernels[name]) for name in names))
+    assert len(reads) == 1
+    assert caplog.text.count("twice: down") == len(names)
+    assert {hub.kernel_id for hub in b.hubs} == set(names)
+    monkeypatch.undo()
+    b.put(kernel_row("later"))
+    b.store.put_changes([Place("later", '"s"', '"m"')], [])
+    await two.promote(b.kernels()["later"])
+    assert caplog.text.count("twice") == len(names)
     await two.aclose()
 
 

@@ -279,7 +279,8 @@ class ClusterStore:
         frozenset of str
             The ids of kernels that have no row yet, so that nothing was written for them.
         """
-        ids = {row.kernel_id for row in (*places, *executions)} | set(kept or ())
+        ids = {row.kernel_id for row in places} | {row.kernel_id for row in executions}
+        ids |= set(kept or ())
         with self.registry.transaction(_WRITTEN) as connection:
             self._change(connection)  # no kernel changes its owner until the end of the transaction
             ended = self._owners(connection, ids, ENDED)
@@ -293,17 +294,17 @@ class ClusterStore:
                     _keep_only(connection, EXECUTIONS, kernel_id, rows.executions)
         return frozenset(ids - ended.keys() - running.keys())
 
-    def places(self, kernel_id: str) -> list[Place]:
-        """Return the acknowledged places of a kernel's sessions."""
+    def places(self, *kernel_ids: str) -> list[Place]:
+        """Return the acknowledged places of the sessions of kernels."""
         with self.registry.transaction(_READ) as connection:
-            found = connection.execute(select(PLACES).where(PLACES.c.kernel_id == kernel_id))
+            found = connection.execute(select(PLACES).where(PLACES.c.kernel_id.in_(kernel_ids)))
             return [Place(**row) for row in found.mappings()]
 
-    def executions(self, kernel_id: str) -> list[ExecutionRow]:
-        """Return the executions of a kernel."""
+    def executions(self, *kernel_ids: str) -> list[ExecutionRow]:
+        """Return the executions of kernels."""
         with self.registry.transaction(_READ) as connection:
             found = connection.execute(
-                select(EXECUTIONS).where(EXECUTIONS.c.kernel_id == kernel_id)
+                select(EXECUTIONS).where(EXECUTIONS.c.kernel_id.in_(kernel_ids))
             )
             return [ExecutionRow(**row) for row in found.mappings()]
 
