@@ -258,20 +258,31 @@ class Membership:
         return self.successors(kernel)[: self._count]
 
     async def fetch(self, kernel_id: str) -> ClusterKernel | None:
-        """Return a kernel as the database has it now, and add it to the view.
+        """Return a kernel as the database has it now, and put it into the view; None if it ended.
 
         Raises
         ------
         RegistryError
             If the database cannot be used.
         """
+        before, views = self.kernels.get(kernel_id), self._views
         kernel = await self.call(lambda: self.store.kernel(kernel_id))
-        if kernel is not None:
-            known = self.kernels.get(kernel_id)
-            if known is None or known.changed < kernel.changed:
-                self.kernels[kernel_id] = kernel
-                self._notify(Change(kernels=(kernel,)))
-        return kernel
+        known = self.kernels.get(kernel_id)
+        if kernel is None:
+            if known is before and known is not None:
+                del self.kernels[kernel_id]
+                self._notify(Change(ended=frozenset({kernel_id})))
+        elif known is not None:
+            if known.changed < kernel.changed:
+                self._add(kernel)
+        elif views == self._views or kernel.changed > (self._revision or 0):
+            self._add(kernel)
+        # Else a view that was applied meanwhile would have the kernel: it has ended since.
+        return self.kernels.get(kernel_id)
+
+    def _add(self, kernel: ClusterKernel) -> None:
+        self.kernels[kernel.kernel_id] = kernel
+        self._notify(Change(kernels=(kernel,)))
 
     async def refresh(self) -> None:
         """Read the view now, and write nothing; an error is logged.
@@ -376,10 +387,12 @@ class Membership:
         ended = view.ended
         if view.whole:
             ended |= known.keys() - {kernel.kernel_id for kernel in view.kernels}
-        kernels = [kernel for kernel in view.kernels if kernel.kernel_id not in newer]
+        # The database may read the rows of ended kernels later than those of the others.
+        skipped = newer | view.ended
+        kernels = [kernel for kernel in view.kernels if kernel.kernel_id not in skipped]
         changed = tuple(kernel for kernel in kernels if known.get(kernel.kernel_id) != kernel)
         known |= {kernel.kernel_id: kernel for kernel in kernels}
-        ended = (ended & known.keys()) - newer - {kernel.kernel_id for kernel in view.kernels}
+        ended = (ended & known.keys()) - newer
         for kernel_id in ended:
             del self.kernels[kernel_id]
         self.replicas = {replica.replica_id: replica for replica in view.replicas}
@@ -477,8 +490,10 @@ def _is_loopback(url: str) -> bool:
 def _is_local(kernel: ClusterKernel) -> bool:
     """Return True if only programs of the kernel's machine can connect to it."""
     try:
-        info = decode(kernel.row.details).get("connection", {})
+        info = decode(kernel.row.details).get("connection")
     except ValueError:
+        return True
+    if not isinstance(info, dict):
         return True
     ip = str(info.get("ip", ""))
     return info.get("transport") == "ipc" or ip.startswith("127.") or ip in ("::1", "localhost", "")

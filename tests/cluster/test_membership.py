@@ -292,6 +292,62 @@ async def test_a_kernel_is_fetched_before_the_next_view(member):
         assert await a.fetch("none") is None
 
 
+async def test_a_kernel_that_has_ended_is_not_fetched_again(member, monkeypatch):
+    """Its row was read before the end, and arrives after the view that reports the end."""
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
+        put(b.store, kernel())
+        await a.renew()
+        row, read, go_on = a.store.kernel, asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def slow(kernel_id: str) -> Any:
+            found = row(kernel_id)
+            loop.call_soon_threadsafe(read.set)
+            go_on.wait(TIMEOUT)
+            return found
+
+        monkeypatch.setattr(a.store, "kernel", slow)
+        fetching = asyncio.create_task(a.fetch("k"))
+        try:
+            await asyncio.wait_for(read.wait(), TIMEOUT)
+            b.store.write({("kernel", "k"): None})
+            await a.renew()
+        finally:
+            go_on.set()
+        assert await fetching is None
+        assert "k" not in a.kernels
+        assert watcher.changes[-1].ended == {"k"}
+
+
+async def test_a_kernel_that_is_fetched_after_its_end_leaves_the_view(member):
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
+        put(b.store, kernel())
+        await a.renew()
+        b.store.write({("kernel", "k"): None})
+        assert await a.fetch("k") is None
+        assert "k" not in a.kernels
+        assert watcher.changes[-1] == Change(ended=frozenset({"k"}))
+
+
+async def test_a_kernel_that_ends_while_the_view_is_read_has_ended(member, monkeypatch):
+    """PostgreSQL reads the ended kernels later than those that run."""
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
+        put(b.store, kernel())
+        await a.renew()
+        put(b.store, replace(kernel(), pid=8))
+        view = a.store.view
+
+        def both(since: int | None = None) -> Any:
+            before = view(since)
+            b.store.write({("kernel", "k"): None})
+            return replace(view(since), revision=before.revision, kernels=before.kernels)
+
+        monkeypatch.setattr(a.store, "view", both)
+        await a.refresh()
+        assert "k" not in a.kernels
+        assert watcher.changes[-1] == Change(ended=frozenset({"k"}))
+
+
 async def test_a_replica_whose_process_on_this_machine_has_ended_is_gone_at_once(
     member, connect, process
 ):
