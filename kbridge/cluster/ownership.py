@@ -136,6 +136,10 @@ class Ownership:
                 while (task := self._moving.get(kernel_id)) is not None:
                     await asyncio.wait({task})
 
+    def has_ended(self, kernel_id: str) -> bool:
+        """Return True if this replica has just ended a kernel, which the view may still have."""
+        return self._kernels.writer.has_ended(kernel_id)
+
     def states(self) -> Iterator[tuple[str, str]]:
         """Yield the ids and REST models of the kernels in use, without id and name, as JSON."""
         for kernel_id in self._kernels.list_kernel_ids():
@@ -181,10 +185,13 @@ class Ownership:
 
         A row that the writer has, without a kernel, is that of a kernel which was not adopted.
         """
-        writer = self._kernels.writer
-        ended = writer.knows_kernel(kernel_id) and not writer.has_kernel(kernel_id)
-        if not (self._closing or ended):
+        if not (self._closing or self._is_ending(kernel_id)):
             self._move(kernel_id, self._serve(kernel_id))
+
+    def _is_ending(self, kernel_id: str) -> bool:
+        """Return True if this replica has ended a kernel, and the database may still have it."""
+        writer = self._kernels.writer
+        return writer.knows_kernel(kernel_id) and not writer.has_kernel(kernel_id)
 
     def _try_again(self) -> None:
         """Serve the kernels that could not be served before."""
@@ -206,8 +213,12 @@ class Ownership:
             await self._giver.give(kernel_id)
         except KbridgeError as error:
             self._log.warning("Kernel %s could not be given away: %s", kernel_id, error)
-            if kernel_id not in self._kernels.index:
-                self._failures.setdefault(kernel_id, _Failure())
+        except Exception:  # noqa: BLE001 - the kernel must be served again
+            self._log.exception("Kernel %s could not be given away", kernel_id)
+        else:
+            return
+        if kernel_id not in self._kernels.index:
+            self._failures.setdefault(kernel_id, _Failure())
 
     def _look(self) -> None:
         """Prepare to take the kernels of replicas that are not alive."""
@@ -284,11 +295,11 @@ class Ownership:
     async def _serve(self, kernel_id: str) -> None:
         failure = self._failures.get(kernel_id)
         try:
-            if failure is not None:  # the view may be older than a loss
-                await self._membership.fetch(kernel_id)
-            kernel = self._membership.kernels.get(kernel_id)
+            # Also a new view may be older than the end or the loss of the kernel.
+            kernel = await self._membership.fetch(kernel_id)
             mine = kernel is not None and kernel.replica_id == self._me
-            if kernel is None or not mine or kernel_id in self._kernels.index:
+            served = kernel_id in self._kernels.index or self._is_ending(kernel_id)
+            if kernel is None or not mine or served:
                 self._failures.pop(kernel_id, None)
                 return
             # A hub that was promoted before an adoption that failed serves the kernel already.
@@ -296,19 +307,22 @@ class Ownership:
                 await self._hubs.promote(kernel)
             final = failure is not None and failure.count >= _ATTEMPTS
             await self._kernels.transfer.serve(kernel, by_messages=final)
-        except KbridgeError as error:
+        except Exception as error:  # noqa: BLE001 - the kernel must be tried again
             self._note_failure(kernel_id, failure or _Failure(), error)
         else:
             self._failures.pop(kernel_id, None)
 
-    def _note_failure(self, kernel_id: str, failure: _Failure, error: KbridgeError) -> None:
+    def _note_failure(self, kernel_id: str, failure: _Failure, error: Exception) -> None:
         delay = min(2.0**failure.count, _LONGEST_DELAY)
-        failure.count += isinstance(error, KernelError)  # not if the database fails
+        known = isinstance(error, KbridgeError)
+        failure.count += isinstance(error, KernelError) or not known  # not if the database fails
         failure.retry_at = asyncio.get_running_loop().time() + delay
         self._failures[kernel_id] = failure
         if failure.count <= _ATTEMPTS + 1:
             self._log.warning(
-                "Kernel %s is not served yet: %s. Trying again in %g s", kernel_id, error, delay
+                "Kernel %s is not served yet: %s. Trying again in %g s",
+                *(kernel_id, error, delay),
+                exc_info=None if known else error,
             )
 
     async def _release(self, kernel_id: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from kbridge.kernels.tasks import spawn
 __all__ = ["RefusalObserver", "RegistryWriter"]
 
 _Row = KernelRow | SessionRow
+_ENDED_SECONDS: Final = 300.0  # for so long, ends of kernels are remembered
 _TIMEOUT: Final = 5.0  # SQLite waits 2 s for a locked file; other databases may never answer
 
 
@@ -66,6 +68,7 @@ class RegistryWriter:
         self._rows: dict[tuple[str, str], _Row] = {}
         self._dirty: set[tuple[str, str]] = set()
         self._batch: set[tuple[str, str]] = set()  # being written now
+        self._ended: dict[str, float] = {}  # kernels whose row was deleted, and when
         self._writer: asyncio.Task[None] | None = None
         self._progress = asyncio.Event()
         self._failing = False
@@ -121,20 +124,31 @@ class RegistryWriter:
 
     def put_kernel(self, record: KernelRow) -> None:
         """Write the row of a kernel."""
+        self._ended.pop(record.kernel_id, None)
         self._put(("kernel", record.kernel_id), record)
 
     def drop_kernel(self, kernel_id: str) -> None:
         """Delete the row of a kernel, if there is one."""
-        self._drop(("kernel", kernel_id))
+        key = ("kernel", kernel_id)
+        if key not in self._rows:
+            return
+        self._drop(key)
+        now = time.monotonic()
+        self._ended.pop(kernel_id, None)
+        self._ended[kernel_id] = now
+        while self._ended[oldest := next(iter(self._ended))] < now - _ENDED_SECONDS:
+            del self._ended[oldest]
 
     def take_kernel(self, record: KernelRow) -> None:
         """Note the row of a kernel that this server has taken over, as the registry has it."""
         self._rows[("kernel", record.kernel_id)] = record
+        self._ended.pop(record.kernel_id, None)
 
     def forget_kernel(self, kernel_id: str) -> None:
         """Write nothing about a kernel from now on, because another server owns it."""
         key = ("kernel", kernel_id)
         self._rows.pop(key, None)
+        self._ended.pop(kernel_id, None)
         self._dirty.discard(key)
         self._batch.discard(key)  # if it fails, the next one must not delete the row
 
@@ -146,6 +160,11 @@ class RegistryWriter:
         """Return True if there is a row of the kernel, or its end is not written yet."""
         key = ("kernel", kernel_id)
         return key in self._rows or key in self._dirty or key in self._batch
+
+    def has_ended(self, kernel_id: str) -> bool:
+        """Return True if the row was deleted in the last 300 s, or that is not written yet."""
+        unwritten = self.knows_kernel(kernel_id) and not self.has_kernel(kernel_id)
+        return unwritten or kernel_id in self._ended
 
     def put_session(self, record: SessionRow) -> None:
         """Write the row of a session."""
