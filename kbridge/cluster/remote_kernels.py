@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kbridge.cluster.peers import Peers
@@ -34,6 +34,9 @@ class Arrivals(Protocol):
 
     async def settle(self, kernel_id: str) -> None:
         """Wait while a kernel is being taken into use, or out of it."""
+
+    def has_ended(self, kernel_id: str) -> bool:
+        """Return True if this replica has just ended a kernel, which the view may still have."""
 
 
 class ClusterView(Protocol):
@@ -70,7 +73,10 @@ class ClusterView(Protocol):
 
 
 class RemoteKernels:
-    """The kernels that this replica does not serve. It iterates over those of other replicas.
+    """The kernels that this replica does not serve.
+
+    It iterates over all kernels of the view that are in use: also those that this replica owns and
+    does not serve yet, or no longer. Callers leave out those that it serves.
 
     Parameters
     ----------
@@ -112,24 +118,22 @@ class RemoteKernels:
         return RemoteKernel(kernel, replica, self.peers)
 
     def __iter__(self) -> Iterator[RemoteKernel]:
-        for kernel in list(self.view.kernels.values()):
-            if kernel.replica_id != self.view.me.replica_id:
-                found = self.get(kernel.kernel_id)
-                if found is not None:
-                    yield found
+        me, arrivals = self.view.me.replica_id, self._arrivals
+        for kernel_id, kernel in list(self.view.kernels.items()):
+            if kernel.replica_id == me and arrivals is not None and arrivals.has_ended(kernel_id):
+                continue
+            found = self.get(kernel_id)
+            if found is not None:
+                yield found
 
-    async def models(self, served: Collection[str]) -> list[dict[str, Any]]:
-        """Return the REST models of the kernels of other replicas.
-
-        The database is asked for them. Without the database, the models are those that this replica
-        knows.
+    def models(self, served: Container[str]) -> list[dict[str, Any]]:
+        """Return the REST models of the kernels that this replica does not serve, as it knows them.
 
         Parameters
         ----------
-        served : collection of str
-            The ids of the kernels that this replica serves, which are left out.
+        served : container of str
+            The ids of the kernels that this replica serves now, which are left out.
         """
-        await self.view.refresh()
         return [kernel.model() for kernel in self if kernel.kernel_id not in served]
 
     async def find(self, kernel_id: str, *, fresh: bool = False) -> RemoteKernel | None:

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from kbridge.cluster.membership import Membership
+from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.ownership import Ownership, PlainHubs
+from kbridge.cluster.remote_kernels import RemoteKernels
 from kbridge.errors import Busy, KernelError
 from kbridge.kernels.attached.elsewhere import ElsewhereKernel
 from kbridge.kernels.kernel import BridgeKernel
@@ -229,6 +230,79 @@ async def test_a_kernel_that_died_before_the_takeover_is_restarted(
     await memory.told("restarting")
     assert await a.manager.get_kernel(kernel_id).is_alive()
     assert a.rows() == {kernel_id: "a"}
+
+
+async def test_a_view_that_is_older_than_the_end_of_a_kernel_revives_nothing(
+    rig: Callable[..., Rig], fake: Any, fleet: Any
+) -> None:
+    """The end is written before the view arrives, so that the writer knows nothing of it."""
+    a = rig()
+    await a.open()
+    kernel_id = await a.manager.start_kernel(fake())
+    await a.writer.settled()
+    view = a.registry.store.view()
+    await a.manager.shutdown_kernel(kernel_id)
+    await a.writer.settled()
+    assert not a.writer.knows_kernel(kernel_id)
+    assert view.kernels[0].kernel_id == kernel_id
+    a.membership.kernels[kernel_id] = view.kernels[0]
+    a.ownership.on_view(Change(kernels=view.kernels))
+    assert list(a.ownership.states()) == []
+    await a.ownership.settle(kernel_id)
+    await a.settled()
+    assert kernel_id not in a.manager.index
+    assert kernel_id not in a.membership.kernels
+    assert a.rows() == {}
+    assert len(fleet) == 1
+
+
+async def test_an_ended_kernel_is_not_listed_until_the_view_is_newer(
+    rig: Callable[..., Rig], fake: Any
+) -> None:
+    a = rig()
+    await a.open()
+    others = RemoteKernels(a.membership, PeersInMemory())
+    others.wait_for(a.ownership)
+    kernel_id = await a.manager.start_kernel(fake())
+    await a.settled()
+    assert [kernel.kernel_id for kernel in others] == [kernel_id]
+    await a.manager.shutdown_kernel(kernel_id)
+    assert a.membership.kernels.keys() == {kernel_id}
+    assert list(others) == []
+    await a.writer.settled()
+    assert list(others) == []
+
+
+@pytest.mark.parametrize("step", ["promote", "serve"])
+async def test_a_kernel_is_tried_again_after_an_error_that_nobody_expects(
+    rig: Callable[..., Rig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    monkeypatch.setattr("kbridge.cluster.ownership._LONGEST_DELAY", 0.0)
+    a = rig()
+    await a.open()
+    owner = PlainHubs if step == "promote" else type(a.manager.transfer)
+    work, failed = getattr(owner, step), list[Any]()
+
+    async def fail(self: Any, kernel: ClusterKernel, **options: Any) -> Any:
+        if not failed:
+            failed.append(kernel.kernel_id)
+            raise AttributeError("a defect")
+        return await work(self, kernel, **options)
+
+    monkeypatch.setattr(owner, step, fail)
+    far = a.other("b", "far away")
+    far.write({("kernel", "k"): remote_row()})
+    far.leave()
+    async with asyncio.timeout(TIMEOUT):
+        while "k" not in a.manager.index:
+            await a.membership.renew()
+    assert failed == ["k"]
+    assert "Kernel k is not served yet: a defect" in caplog.text
+    assert "Traceback" in caplog.text
+    await a.manager.shutdown_kernel("k")
 
 
 @pytest.mark.parametrize("failures", [2, 4])

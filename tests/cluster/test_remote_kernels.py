@@ -61,7 +61,7 @@ async def test_the_model_is_what_the_owner_has_written(view: FixedView) -> None:
     assert found.model() == MODEL
     assert found.execution_state() == "busy"
     view.put(kernel_of("other", "new"))
-    assert await others.models(set()) == [
+    assert others.models(set()) == [
         MODEL,
         {
             "id": "new",
@@ -71,7 +71,7 @@ async def test_the_model_is_what_the_owner_has_written(view: FixedView) -> None:
             "connections": 0,
         },
     ]
-    assert [model["id"] for model in await others.models({"new"})] == ["a-kernel"]
+    assert [model["id"] for model in others.models({"new"})] == ["a-kernel"]
 
 
 async def test_only_kernels_in_use_are_shown(view: FixedView) -> None:
@@ -82,15 +82,27 @@ async def test_only_kernels_in_use_are_shown(view: FixedView) -> None:
         kernel_of("left", "without a replica"),
     )
     others = kernels(view)
-    assert [kernel.kernel_id for kernel in others] == ["without a replica"]
+    assert [kernel.kernel_id for kernel in others] == ["mine", "without a replica"]
     assert others.get("starting") is others.get("pooled") is others.get("unknown") is None
 
 
-async def test_the_list_is_the_last_one_without_the_database(view: FixedView) -> None:
-    view.put(kernel_of("other"))
-    view.fails = True
-    assert [model["id"] for model in await kernels(view).models(set())] == ["a-kernel"]
-    assert view.refreshed == 1
+class EndedHere:
+    """Says that this replica has ended a kernel."""
+
+    async def settle(self, kernel_id: str) -> None:
+        raise AssertionError(kernel_id)
+
+    def has_ended(self, kernel_id: str) -> bool:
+        return kernel_id == "ended"
+
+
+async def test_the_list_has_kernels_of_this_replica_that_it_does_not_serve(view: FixedView) -> None:
+    """They were given to it just now, or are being given away; ended ones are left out."""
+    view.put(*(kernel_of("self", name) for name in ("given", "served", "ended")))
+    view.put(kernel_of("other", "elsewhere"))
+    others = kernels(view)
+    others.wait_for(EndedHere())
+    assert [model["id"] for model in others.models({"served"})] == ["given", "elsewhere"]
 
 
 async def test_the_database_is_asked_for_what_is_not_known(view: FixedView) -> None:

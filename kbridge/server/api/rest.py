@@ -298,9 +298,13 @@ class KernelsHandler(ApiHandler):
     async def get(self) -> None:
         """List the kernels, in a cluster those of all replicas."""
         self.require_listing()
+        cluster = self.services.cluster
+        if cluster is not None:
+            await cluster.view.refresh()
+        # Not earlier: kernels come and go while the database is asked.
         models = self.services.kernels.models()
-        if self.services.cluster is not None:
-            models += await self.services.cluster.models({str(model["id"]) for model in models})
+        if cluster is not None:
+            models += cluster.models({str(model["id"]) for model in models})
         self.reply(models)
 
     async def post(self) -> None:

@@ -214,6 +214,27 @@ async def test_the_secret_opens_single_kernels_only(cluster: Cluster) -> None:
         assert await ask(f"/api/kernels/{kernel_id}", secret=wrong) == 403
 
 
+async def test_a_kernel_that_changes_its_owner_is_listed_all_the_time(cluster: Cluster) -> None:
+    """This replica gives the kernel away while the database is asked, then gets it again."""
+    running = cluster.front.kernels.running
+    mine, theirs = kernel_of("self"), kernel_of("other")
+
+    async def listed() -> list[str]:
+        return [k["id"] for k in json.loads((await cluster.front.ask("GET", "/api/kernels")).body)]
+
+    running["a-kernel"] = {"id": "a-kernel", "name": "fake"}
+    cluster.view.put(mine)
+    assert await listed() == ["a-kernel"]
+    cluster.view.on_refresh = running.clear  # released, and not given yet
+    assert await listed() == ["a-kernel"]
+    cluster.view.on_refresh = lambda: cluster.view.put(theirs)
+    assert await listed() == ["a-kernel"]
+    cluster.view.on_refresh = lambda: cluster.view.put(mine)  # given, and not adopted yet
+    assert await listed() == ["a-kernel"]
+    cluster.view.fails = True
+    assert await listed() == ["a-kernel"]
+
+
 async def test_an_owner_with_another_secret_is_named(make: Make, error_of: Any) -> None:
     cluster = await make(owner_secret="another")
     kernel_id = await cluster.start_kernel()
@@ -298,6 +319,9 @@ async def test_a_kernel_that_was_given_is_served_when_another_replica_asks(
         async def settle(self, kernel_id: str) -> None:
             await asyncio.sleep(0)
             cluster.owner.kernels.running[kernel_id] = model
+
+        def has_ended(self, kernel_id: str) -> bool:
+            raise AssertionError(kernel_id)
 
     cluster.owner.services.cluster.wait_for(Serve())
     assert json.loads((await cluster.front.ask("GET", "/api/kernels/a-kernel")).body) == model
