@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Iterable
 from typing import Final
 
 from kbridge.errors import Busy, KernelError
@@ -28,10 +27,31 @@ from kbridge.kernels.lifecycle.factory import KernelFactory
 from kbridge.kernels.lifecycle.processes import commands, same_boot
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.models import KernelRole, KernelRow
+from kbridge.kernels.tasks import in_thread
 
-__all__ = ["Adopter"]
+__all__ = ["Adopter", "ProcessTable"]
 
+_TOGETHER: Final = 0.01  # seconds in which kernels that need the process table are collected
 _TIMEOUT: Final = 3.0  # seconds for the answer of a provisioner; all are asked at once
+
+
+class ProcessTable:
+    """Reads the process table in a thread; kernels that are adopted at the same time share it."""
+
+    def __init__(self) -> None:
+        self._reading = asyncio.Lock()
+        self._begun = 0
+        self._found: dict[int, list[str]] | None = None
+
+    async def read(self) -> dict[int, list[str]]:
+        """Return the command lines of all processes, as they are now or later."""
+        begun = self._begun  # one that is being read may lack the newest process
+        async with self._reading:
+            if self._begun == begun or self._found is None:
+                await asyncio.sleep(_TOGETHER)
+                self._begun, self._found = self._begun + 1, None
+                self._found = await in_thread(commands)
+            return self._found
 
 
 class Adopter:
@@ -51,6 +71,7 @@ class Adopter:
         self._factory = factory
         self._index = index
         self._log = log
+        self._processes = ProcessTable()
 
     async def adopt(self, rows: Iterable[KernelRow]) -> list[StartedKernel]:
         """Adopt the kernels in rows of the registry.
@@ -60,19 +81,15 @@ class Adopter:
         list of StartedKernel
             Those that run and are used or pooled (`role`), each with its hub.
         """
-        # The process table is read once, and only if a kernel has to be looked for in it.
-        processes = cache(commands)
-        adopted = await asyncio.gather(*(self._adopt(row, processes) for row in rows))
+        adopted = await asyncio.gather(*(self._adopt(row) for row in rows))
         kernels = [kernel for kernel in adopted if kernel is not None]
         starting = [kernel for kernel in kernels if kernel.role is KernelRole.STARTING]
         await self._end(starting)
         return [kernel for kernel in kernels if kernel not in starting]
 
-    async def _adopt(
-        self, row: KernelRow, processes: Callable[[], dict[int, list[str]]]
-    ) -> StartedKernel | None:
+    async def _adopt(self, row: KernelRow) -> StartedKernel | None:
         try:
-            return await self._find(row, processes)
+            return await self._find(row)
         except KernelError as error:
             self._log.warning(
                 "Kernel %s (%s) is not served: %s. It is left in the registry, and looked for"
@@ -99,7 +116,7 @@ class Adopter:
         """
         # A start of another boot may be of another machine with the same name, where it runs.
         dead_too = same_boot(row.start_id)
-        kernel = await self._find(row, cache(commands), dead_too=dead_too)
+        kernel = await self._find(row, dead_too=dead_too)
         if kernel is None or kernel.role is KernelRole.USED:
             return kernel
         try:
@@ -111,19 +128,13 @@ class Adopter:
         await kernel.discard(keep_log=False)
         return None
 
-    async def _find(
-        self,
-        row: KernelRow,
-        processes: Callable[[], dict[int, list[str]]],
-        *,
-        dead_too: bool = False,
-    ) -> StartedKernel | None:
+    async def _find(self, row: KernelRow, *, dead_too: bool = False) -> StartedKernel | None:
         """Adopt one kernel; return None if it has ended."""
         kernel = self._factory.remake(row)
         env = self._factory.environment(None)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                alive = await kernel.manager.adopt(row, env, processes)
+                alive = await kernel.manager.adopt(row, env, self._processes.read)
                 if not alive and not (dead_too and kernel.role is KernelRole.USED):
                     await self._forget(kernel, row)
                     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -169,7 +169,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self,
         row: KernelRow,
         env: Mapping[str, str],
-        commands: Callable[[], dict[int, list[str]]],
+        commands: Callable[[], Awaitable[dict[int, list[str]]]],
     ) -> bool:
         """Become the manager of a recorded kernel.
 
@@ -203,7 +203,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             if info is not None:
                 await provisioner.load_provisioner_info(info)
             if isinstance(provisioner, LocalProvisioner):
-                alive = self._hold(provisioner, row, details, commands)
+                alive = await self._hold(provisioner, row, details, commands)
             else:
                 alive = info is not None and await provisioner.poll() is None
                 if alive and not provisioner.has_process:
@@ -236,12 +236,12 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         arguments: Any = {**launch["arguments"], "env": {**inherited, **launch["env"]}}
         self._launch_args = arguments
 
-    def _hold(
+    async def _hold(
         self,
         provisioner: Any,
         row: KernelRow,
         details: Mapping[str, Any],
-        commands: Callable[[], dict[int, list[str]]],
+        commands: Callable[[], Awaitable[dict[int, list[str]]]],
     ) -> bool:
         """Give a local provisioner its process; return False if the process has ended."""
         process = _held(row.pid, row.start_id)
@@ -250,7 +250,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             raise KernelError("its process runs, or ran, in another container or pid namespace")
         if process is None and same_boot(row.start_id):
             # The server may have died between a restart of the kernel and its record.
-            pid = find_command(self.format_kernel_cmd(), commands())
+            pid = find_command(self.format_kernel_cmd(), await commands())
             process = _held(pid, start_id(pid)) if pid else None
             if process is not None:
                 with suppress(OSError, ValueError):

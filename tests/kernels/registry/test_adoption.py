@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -512,10 +513,15 @@ async def test_a_restart_that_waits_while_a_kernel_is_left_starts_no_process(
     assert process_of(second, kernel_id) == process
 
 
-async def test_the_process_table_is_read_once_per_adoption(lives, spec, monkeypatch):
-    read = []
-    commands = adoption.commands
-    monkeypatch.setattr(adoption, "commands", lambda: (read.append(1), commands())[1])
+async def test_kernels_that_are_adopted_at_once_share_the_process_table(lives, spec, monkeypatch):
+    """It is read in a thread."""
+    read, commands = [], adoption.commands
+
+    def note():
+        read.append(threading.current_thread() is threading.main_thread())
+        return commands()
+
+    monkeypatch.setattr(adoption, "commands", note)
     first = await lives.next()
     spec("s")
     processes = [process_of(first, await first.start_kernel("s")) for _ in range(2)]
@@ -525,9 +531,37 @@ async def test_the_process_table_is_read_once_per_adoption(lives, spec, monkeypa
     await until(lambda: all(ended(process) for process in processes))
     rows = list(lives.records().values())
     second = await lives.next()
-    assert len(read) == 1
-    assert await second._adopter.adopt(rows) == []
-    assert len(read) == 2, "the processes may have changed since"
+    assert read == [False]
+    adopter = second._adopter
+    assert await adopter.adopt(rows) == []
+    assert read == [False] * 2, "the processes may have changed since"
+    taken = await asyncio.gather(*(adopter.take_over(row) for row in rows))
+    assert [kernel.kernel_id for kernel in taken] == [row.kernel_id for row in rows]
+    assert read == [False] * 3
+    for kernel in taken:
+        await kernel.discard(keep_log=False)
+
+
+async def test_the_process_table_is_read_again_for_a_call_during_a_read(monkeypatch):
+    """The first read may lack a process that has begun since."""
+    begun, go_on, read = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def slowly():
+        read.append(len(read))
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(TIMEOUT)
+        return {read[-1]: []}
+
+    monkeypatch.setattr(adoption, "commands", slowly)
+    table = adoption.ProcessTable()
+    calls = [asyncio.ensure_future(table.read())]
+    async with asyncio.timeout(TIMEOUT):
+        await begun.wait()
+    calls += [asyncio.ensure_future(table.read()) for _ in range(3)]
+    await asyncio.sleep(0)  # they have asked
+    go_on.set()
+    assert await asyncio.gather(*calls) == [{0: []}, {1: []}, {1: []}, {1: []}]
 
 
 async def test_an_adoption_that_is_cancelled_is_finished(lives, spec, monkeypatch):
