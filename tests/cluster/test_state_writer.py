@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from kbridge.cluster import state_writer
 from kbridge.cluster.state_writer import StateWriter, read_handover
 from kbridge.errors import RegistryError
-from kbridge.flow.handover import END
+from kbridge.flow.handover import END, Changes
+from kbridge.hub import Hub
 from kbridge.hub.broadcast import client_sessions
 from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.kernels.registry.models import ExecutionRow, Place
@@ -120,6 +122,129 @@ async def test_new_sessions_are_written_at_once_and_together(a: ReplicaRig, b: R
         lambda: "later" in read_handover(b.store, "l").places, "the next session was written"
     )
     await writer.aclose()
+
+
+async def test_many_rows_are_written_in_several_transactions(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other replicas wait for the end of each transaction."""
+    monkeypatch.setattr(state_writer, "_ROWS", 10)
+    monkeypatch.setattr(state_writer, "_SWEPT", 2)
+    sizes: list[tuple[int, int]] = []
+    put_changes = a.store.put_changes
+
+    def note(places: Any, executions: Any, kept: Any) -> Any:
+        sizes.append((len(places) + len(executions), len(kept)))
+        return put_changes(places, executions, kept)
+
+    monkeypatch.setattr(a.store, "put_changes", note)
+    writer = StateWriter(a.store, a.hubs, LOG)
+    names = [f"kernel-{i}" for i in range(6)]
+    a.put(*map(kernel_row, names[1:]))  # the first one has no row yet
+    a.store.put_changes([Place(name, '"old"', '"m"') for name in names[1:]], [], {})
+    sizes.clear()
+    requests = {}
+    for name in names:
+        hub = a.hubs.open(name, INFO)
+        cursor = attach(a, "s", name)
+        requests[name] = [
+            message(Channel.SHELL, "execute_request", {"code": "1"}) for _ in range(12)
+        ]
+        for request in requests[name]:
+            hub.submit(cursor, request)
+    assert await writer.write()
+    assert all(rows <= 10 and swept <= 2 for rows, swept in sizes)
+    assert sum(rows for rows, _ in sizes) == 15 * 5 + 10
+    for name in names[1:]:
+        found = read_handover(b.store, name)
+        assert set(found.places) == {END, "s"}
+        assert set(found.executions) == {request.msg_id for request in requests[name]}
+    a.put(kernel_row(names[0]))
+    assert await writer.write()
+    assert len(read_handover(b.store, names[0]).executions) == 12
+    sizes.clear()
+    assert await writer.write()
+    assert sizes == []
+
+
+async def test_hubs_are_collected_in_slices(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_writer, "_SLICE", -1.0)
+    names = [f"kernel-{i}" for i in range(5)]
+    a.put(*map(kernel_row, names))
+    passes: list[list[str]] = [[]]  # the kernels of each pass of the loop
+    take_changes = Hub.take_changes
+
+    def note(hub: Hub) -> Changes:
+        if not passes[-1]:
+            asyncio.get_running_loop().call_soon(passes.append, [])
+        passes[-1].append(hub.kernel_id)
+        return take_changes(hub)
+
+    monkeypatch.setattr(Hub, "take_changes", note)
+    for name in names:
+        a.hubs.open(name, INFO)
+    closed = asyncio.create_task(a.hubs.close(names[-1]))  # meanwhile
+    assert await StateWriter(a.store, a.hubs, LOG).write()
+    assert [kernels for kernels in passes if kernels] == [[name] for name in names[:-1]]
+    await closed
+
+
+async def test_an_error_with_one_kernel_does_not_stop_the_writer(
+    a: ReplicaRig,
+    b: ReplicaRig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    a.put(kernel_row("k"), kernel_row("l"))
+    take_changes, put_changes, faults = Hub.take_changes, a.store.put_changes, ["a fault"]
+
+    def fail(hub: Hub) -> Changes:
+        if hub.kernel_id == "k":
+            raise RuntimeError("a fault")
+        return take_changes(hub)
+
+    def fail_once(*arguments: Any) -> Any:
+        if faults:
+            raise RuntimeError(faults.pop())
+        return put_changes(*arguments)
+
+    monkeypatch.setattr(Hub, "take_changes", fail)
+    monkeypatch.setattr(a.store, "put_changes", fail_once)
+    writer = StateWriter(a.store, a.hubs, LOG, every=0.01)
+    for name in "kl":
+        a.hubs.open(name, INFO)
+    writer.open()
+    await until(lambda: END in read_handover(b.store, "l").places, "the other kernel is written")
+    assert "The state of kernel k cannot be collected" in caplog.messages
+    assert "The state of kernels cannot be written" in caplog.messages
+    await writer.aclose()
+
+
+async def test_forgotten_rows_are_deleted_after_a_failure_without_other_changes(
+    a: ReplicaRig, b: ReplicaRig
+) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.put(kernel_row())
+    hub = a.hubs.open("k", INFO)
+    cursor = attach(a, "s")
+    request = message(Channel.SHELL, "execute_request", {"code": "1"})
+    hub.submit(cursor, request)
+    await writer.write()
+    assert set(read_handover(b.store, "k").executions) == {request.msg_id}
+    a.say(message(Channel.SHELL, "execute_reply", {"status": "ok"}, request.header))
+    a.say(message(Channel.IOPUB, "status", {"execution_state": "idle"}, request.header))
+    await writer.write()
+    hub.forget_execution(request.msg_id)
+    store.down = True
+    assert not await writer.write()
+    assert not await writer.write()
+    assert store.rows == 0
+    store.down = False
+    assert await writer.write()
+    assert not read_handover(b.store, "k").executions
 
 
 async def test_new_sessions_wait_while_the_database_is_down(a: ReplicaRig, b: ReplicaRig) -> None:
