@@ -125,6 +125,7 @@ class Membership:
         self.replicas: dict[str, Replica] = {}
         self.kernels: dict[str, ClusterKernel] = {}
         self.problem = ""
+        self._joined = math.inf
         self._returned = -math.inf  # when the lease could be renewed again after it could not
         self._seconds = lease.seconds
         self._count = count
@@ -159,6 +160,7 @@ class Membership:
         await self.call(self.store.registry.prepare)
         self.secret = await self.call(lambda: self.store.join(self._seconds))
         self.lease.renewed(sent)
+        self._joined = sent
         await self.renew()
         self._log.info(
             "Joined the cluster %s as %s (%s), with %d other replica(s)",
@@ -215,11 +217,12 @@ class Membership:
         """Return True if this server could renew its lease for as long as a replica's lease lasts.
 
         After a time without the database, the leases of all replicas are over, and those that live
-        are about to renew them.
+        are about to renew them. A server that has joined since does not know of that time.
         """
         replica = self.replicas.get(replica_id)
-        seconds = self._duration(replica) if replica is not None else self._seconds
-        return self.lease.now() - self._returned >= seconds
+        if replica is None:  # it has left
+            return self.lease.now() - self._returned >= self._seconds
+        return self.lease.now() - max(self._returned, self._joined) >= self._duration(replica)
 
     def gone(self, replica_id: str) -> Replica | None:
         """Return a replica whose process has certainly ended, as it was seen after its end.
@@ -268,21 +271,15 @@ class Membership:
         before, views = self.kernels.get(kernel_id), self._views
         kernel = await self.call(lambda: self.store.kernel(kernel_id))
         known = self.kernels.get(kernel_id)
-        if kernel is None:
-            if known is before and known is not None:
-                del self.kernels[kernel_id]
-                self._notify(Change(ended=frozenset({kernel_id})))
-        elif known is not None:
-            if known.changed < kernel.changed:
-                self._add(kernel)
-        elif views == self._views or kernel.changed > (self._revision or 0):
-            self._add(kernel)
-        # Else a view that was applied meanwhile would have the kernel: it has ended since.
+        if kernel is None and known is before and known is not None:
+            del self.kernels[kernel_id]
+            self._notify(Change(ended=frozenset({kernel_id})))
+        # If a view that was applied meanwhile does not have the kernel, it has ended since.
+        newest = known.changed if known else -1 if views == self._views else self._revision or 0
+        if kernel is not None and kernel.changed > newest:
+            self.kernels[kernel_id] = kernel
+            self._notify(Change(kernels=(kernel,)))
         return self.kernels.get(kernel_id)
-
-    def _add(self, kernel: ClusterKernel) -> None:
-        self.kernels[kernel.kernel_id] = kernel
-        self._notify(Change(kernels=(kernel,)))
 
     async def refresh(self) -> None:
         """Read the view now, and write nothing; an error is logged.

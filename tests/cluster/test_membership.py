@@ -21,9 +21,10 @@ from kbridge.cluster import membership
 from kbridge.cluster.membership import Change, Membership
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.lease import Lease
-from kbridge.kernels.lifecycle.processes import ProcessState, start_id
+from kbridge.kernels.lifecycle.processes import ProcessState, start_id, state_of
+from kbridge.kernels.registry.cluster_registry import ClusterRegistry
 from kbridge.kernels.registry.cluster_store import ClusterStore
-from kbridge.kernels.registry.models import KernelRow, Replica, encode
+from kbridge.kernels.registry.models import KernelRow, Owner, Replica, encode
 from kbridge.kernels.registry.schema import REPLICAS
 from tests.support.server import free_port
 from tests.support.waiting import TIMEOUT, until
@@ -276,6 +277,37 @@ async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_da
         now = a.lease.now()
         monkeypatch.setattr(a.lease, "now", lambda: now + 60)
         assert a.is_steady("b")
+
+
+async def test_a_replica_that_joins_waits_for_one_lease_of_those_that_it_finds(
+    member, connect, monkeypatch
+):
+    """All leases may be over because the database could not be used."""
+    ClusterStore(connect(), other("b")).join(60.0)
+    async with member(replica("a"), seconds=10) as (a, _):
+        assert not a.is_steady("b")
+        assert a.is_steady("none"), "it has left"
+        now = a.lease.now()
+        monkeypatch.setattr(a.lease, "now", lambda: now + 60)
+        assert a.is_steady("b")
+
+
+async def test_a_start_leaves_the_kernels_of_a_process_that_runs(tmp_path, process):
+    """Its lease is over, and it renews it as soon as it can."""
+    url = f"sqlite:///{tmp_path / 'claimed.sqlite'}"
+    theirs = replica("b", pid=process.pid, start_id=start_id(process.pid))
+    old, new = ClusterRegistry(url, theirs), ClusterRegistry(url, replica("a"))
+    old.prepare()
+    new.prepare()
+    old.store.join(-1.0)
+    put(old.store, kernel())
+    owner = Owner("c", HERE, os.getpid(), "")
+    assert new.claim(owner, state_of).kernels == []
+    process.kill()
+    process.wait()
+    assert new.claim(owner, state_of).kernels == [kernel()]
+    old.close()
+    new.close()
 
 
 async def test_a_kernel_is_fetched_before_the_next_view(member):

@@ -52,8 +52,10 @@ class ClusterRegistry(Registry):
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
         """Take over the kernels of replicas that have ended, if they run on this machine.
 
-        The processes of other machines cannot be seen from here. `kbridge.cluster.ownership` takes
-        those kernels over later. The sessions stay in the database, where all replicas find them.
+        The processes of other machines cannot be seen from here, and a replica that runs without a
+        lease may be about to renew it, if the database could not be used for a time.
+        `kbridge.cluster.ownership` takes those kernels over later. The sessions stay in the
+        database, where all replicas find them.
 
         Raises
         ------
@@ -67,7 +69,7 @@ class ClusterRegistry(Registry):
         for owner_id in {kernel.replica_id for kernel in view.kernels}:
             replica = replicas.get(owner_id)
             gone = replica is not None and self._has_ended(replica, state_of)
-            if replica is not None and replica.alive and not gone:
+            if replica is not None and not gone and (replica.alive or self._is_here(replica)):
                 continue
             ids = [
                 kernel.kernel_id
@@ -95,6 +97,10 @@ class ClusterRegistry(Registry):
         """
         del owner
         return self.store.write(rows)
+
+    def _is_here(self, replica: Replica) -> bool:
+        """Return True for another replica of this machine, as it is since its last start."""
+        return replica.hostname == self.store.replica.hostname and same_boot(replica.start_id)
 
     def _has_ended(self, replica: Replica, state_of: Callable[[int, str], ProcessState]) -> bool:
         """Return True if the process of a replica on this machine has certainly ended."""
