@@ -18,7 +18,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -133,7 +133,7 @@ class StateWriter:
         """Write the changes at once; return False if they cannot be written now."""
         self._new.clear()
         await self._collect()
-        return await self._put(self._waiting)
+        return await self._put()
 
     async def write_sessions(self) -> None:
         """Write the places of new sessions at once."""
@@ -145,16 +145,20 @@ class StateWriter:
         if not await self._put(new, places_only=True):
             self._new |= new
 
-    async def _put(self, kernel_ids: Iterable[str], *, places_only: bool = False) -> bool:
-        """Write the rows of kernels that wait; return False if they cannot be written now.
+    async def _put(self, new: Collection[str] = (), *, places_only: bool = False) -> bool:
+        """Write the rows of all kernels, or the places of new sessions in some kernels.
+
+        Returns False if they cannot be written now.
 
         A transaction with all of them would hold up the other replicas, so there is one for some
         hundred rows, and then a pause that is as long.
         """
-        loop, todo = asyncio.get_running_loop(), deque(kernel_ids)
+        loop, todo = asyncio.get_running_loop(), None
         while True:
             async with self._writing:
                 begin = loop.time()
+                if todo is None:  # the call before may have failed, and put rows back
+                    todo = deque(new if places_only else self._waiting)
                 batch = self._next_batch(todo, places_only=places_only)
                 if not batch:
                     return True

@@ -167,6 +167,26 @@ async def test_many_rows_are_written_in_several_transactions(
     assert sizes == []
 
 
+async def test_rows_of_a_call_that_fails_are_written_by_the_call_that_waits_for_it(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel is given after the second call has succeeded."""
+    put_changes, faults = a.store.put_changes, ["down"]
+
+    def fail_once(*arguments: Any) -> Any:
+        if faults:
+            raise RegistryError(faults.pop())
+        return put_changes(*arguments)
+
+    monkeypatch.setattr(a.store, "put_changes", fail_once)
+    writer = StateWriter(a.store, a.hubs, LOG)
+    a.put(kernel_row())
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    assert await asyncio.gather(writer.write(), writer.write()) == [False, True]
+    assert set(read_handover(b.store, "k").places) == {END, "s"}
+
+
 async def test_hubs_are_collected_in_slices(
     a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
