@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Mapping
@@ -160,7 +161,10 @@ class Rest:
             follow_redirects=False,
         )
         try:
-            return await self._client().fetch(request)
+            fetching = self._client().fetch(request)
+            # Tornado logs an error for a future that is cancelled before its connection has ended.
+            fetching.add_done_callback(_retrieve)
+            return await asyncio.shield(fetching)
         except HTTPClientError as error:
             if error.code == 599:  # Tornado's code for timeouts and closed connections
                 raise NetworkError(f"{self.address.url}: {error.message}") from None
@@ -176,6 +180,12 @@ class Rest:
                 force_instance=True, max_clients=20, resolver=resolver
             )
         return self._http
+
+
+def _retrieve(fetching: asyncio.Future[HTTPResponse]) -> None:
+    """Take the error of a request that nobody waits for any longer."""
+    if not fetching.cancelled():
+        fetching.exception()
 
 
 def _kernel(kernel_id: str, rest: str = "") -> str:

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import urlsplit
 
-from tornado.httpclient import HTTPError, HTTPRequest
+from tornado.httpclient import HTTPError, HTTPRequest, HTTPResponse
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
@@ -147,7 +147,10 @@ class Peers:
             ssl_options=self._tls_for(replica),
         )
         try:
-            response = await self._http.fetch(request, raise_error=False)
+            fetching = self._http.fetch(request, raise_error=False)
+            # Tornado logs an error for a future that is cancelled before its connection has ended.
+            fetching.add_done_callback(_retrieve)
+            response = await asyncio.shield(fetching)
         except (OSError, HTTPError) as error:
             raise _unreachable(replica, error) from None
         reply = PeerReply(response.code, response.headers, response.body)
@@ -239,6 +242,12 @@ class Peers:
     @cached_property
     def _http(self) -> SimpleAsyncHTTPClient:
         return SimpleAsyncHTTPClient(force_instance=True, max_clients=_CLIENTS)
+
+
+def _retrieve(fetching: asyncio.Future[HTTPResponse]) -> None:
+    """Take the error of a request that nobody waits for any longer."""
+    if not fetching.cancelled():
+        fetching.exception()
 
 
 def _check(replica: Replica, reply: PeerReply) -> None:

@@ -256,3 +256,26 @@ async def test_an_execution_whose_idle_status_the_kernel_dropped_ends_with_a_gap
         assert (await execution).ok
     finally:
         await server.aclose()
+
+
+async def test_a_request_that_is_cancelled_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    asked = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writers.append(writer)
+        asked.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        rest = Rest(Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", "t"))
+        request = asyncio.create_task(rest.kernels())
+        await asked.wait()
+        request.cancel()
+        await asyncio.wait({request})
+        for writer in writers:
+            writer.transport.abort()
+        for _ in range(10):  # the client reads the end of the connection
+            await asyncio.sleep(0)
+        rest.close()
+    assert "Exception" not in caplog.text

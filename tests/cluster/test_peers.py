@@ -192,3 +192,27 @@ async def test_a_header_of_two_lines_is_not_sent(make) -> None:
                 replica_at(f"http://127.0.0.1:{port}/"), "x", {"User-Agent": "a\r\nX: y"}
             )
     assert heads == []
+
+
+async def test_a_request_that_is_cancelled_logs_no_error(
+    make, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writers.append(writer)
+        asked.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        replica = replica_at(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        request = asyncio.create_task(make().request(replica, "GET", "api/kernels/x"))
+        await asked.wait()
+        request.cancel()
+        await asyncio.wait({request})
+        for writer in writers:
+            writer.transport.abort()
+        for _ in range(10):  # the client reads the end of the connection
+            await asyncio.sleep(0)
+    assert "Exception" not in caplog.text
