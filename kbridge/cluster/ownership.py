@@ -98,6 +98,8 @@ class Ownership:
         self._log = log
         self._giver = Giver(membership, kernels, hubs, peers, log)
         self._looking: set[str] = set()  # replicas whose kernels are being sorted
+        # By owner: kernels that this replica cannot take, and the replicas that were alive then.
+        self._out_of_reach: dict[str, tuple[list[ClusterKernel], frozenset[Any]]] = {}
         self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
@@ -226,12 +228,19 @@ class Ownership:
         for kernel in self._membership.kernels.values():
             of.setdefault(kernel.replica_id, []).append(kernel)
         of.pop(self._me, None)
+        view = self._membership
+        alive = frozenset((r.replica_id, r.draining) for r in (*view.alive(), view.me))
+        for owner in self._out_of_reach.keys() - of.keys():
+            del self._out_of_reach[owner]
         for owner, kernels in of.items():
-            if owner not in self._looking and not self._membership.is_alive(owner):
+            known = self._out_of_reach.get(owner) == (kernels, alive)
+            if owner not in self._looking and not known and not view.is_alive(owner):
                 self._looking.add(owner)
-                turns().add(self._sort(owner, kernels).__next__)
+                turns().add(self._sort(owner, kernels, alive).__next__)
 
-    def _sort(self, owner: str, kernels: list[ClusterKernel]) -> Iterator[bool]:
+    def _sort(
+        self, owner: str, kernels: list[ClusterKernel], alive: frozenset[Any]
+    ) -> Iterator[bool]:
         """Find out when it is this replica's turn to take each kernel; a `Step` of the loop."""
         groups: dict[int, list[str]] = {}
         try:
@@ -242,6 +251,9 @@ class Ownership:
                 yield True
         finally:
             self._looking.discard(owner)
+        self._out_of_reach.pop(owner, None)
+        if not groups:
+            self._out_of_reach[owner] = kernels, alive
         for turn, kernel_ids in groups.items():
             if (owner, turn) not in self._waiting and not self._closing:
                 task = spawn(self._take(owner, turn, kernel_ids), self._log)

@@ -189,6 +189,35 @@ async def test_many_kernels_of_a_replica_that_ended_do_not_hold_the_event_loop_u
     assert set(passes) <= {0, 1}
 
 
+async def test_kernels_that_nobody_can_take_are_sorted_once(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They listen on the loopback address of a machine that is gone."""
+    a = rig()
+    await a.open()
+    b = a.other("b", "far away")
+    details = encode({"connection": {"ip": "127.0.0.1", "transport": "tcp"}})
+    b.write({("kernel", "k"): KernelRow("k", "python3", "used", 7, "b", "/l", details)})
+    b.leave()
+    asked: list[str] = []
+    successors = a.membership.successors
+
+    def count(kernel: ClusterKernel) -> list[str]:
+        asked.append(kernel.kernel_id)
+        return successors(kernel)
+
+    monkeypatch.setattr(a.membership, "successors", count)
+    await a.membership.renew()
+    await until(lambda: asked == ["k"], "it was sorted")
+    for _ in range(3):
+        await a.membership.renew()
+        await asyncio.sleep(0)
+    assert asked == ["k"]
+    a.other("c", "far away")
+    await a.membership.renew()
+    await until(lambda: asked == ["k", "k"], "another replica may be able to take it")
+
+
 async def test_a_kernel_whose_row_is_refused_is_released_at_once(
     rig: Callable[..., Rig], fake: Any, fleet: Any, hubs: MemoryHubs
 ) -> None:
