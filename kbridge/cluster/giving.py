@@ -3,6 +3,8 @@
 Invariants:
 
 - a kernel is released before it is given: two replicas never act for it;
+- the state for the next owner has all requests that the kernel has received: those that clients
+  send from then on are held back, and are dropped with the websockets, or sent if the kernel stays;
 - a kernel that could not be given does not end with this replica. It is served until then, unless
   the database cannot say which replica owns it, and is left for the next start or another replica.
 """
@@ -23,7 +25,9 @@ from kbridge.kernels.registry.models import ClusterKernel
 
 __all__ = ["ClusterHubs", "Giver"]
 
+_AT_ONCE: Final = 8  # kernels that are given at the same time
 _TELL_SECONDS: Final = 2.0
+_SILENT_SECONDS: Final = 10.0  # a replica that did not answer is not told anything for so long
 
 
 class ClusterHubs(Protocol):
@@ -32,8 +36,14 @@ class ClusterHubs(Protocol):
     async def promote(self, kernel: ClusterKernel) -> None:
         """Let the hub that follows the kernel, if there is one, serve it; before it is adopted."""
 
+    def hold(self, kernel_id: str) -> None:
+        """Hold the requests of clients back, until `resume` or `demote`."""
+
+    def resume(self, kernel_id: str) -> None:
+        """Send the requests that were held back; no effect if there are none."""
+
     async def hand_over(self, kernel_id: str) -> None:
-        """Write what the next owner needs, before it gets the kernel.
+        """Write what the next owner needs, before it gets the kernel; call `hold` before.
 
         Raises
         ------
@@ -77,22 +87,19 @@ class Giver:
         self._peers = peers
         self._log = log
         self._failed: dict[str, str] = {}  # the reason, by kernel
+        self._silent: dict[str, float] = {}  # by replica that did not answer, until when
 
     async def give_all(self, seconds: float) -> None:
-        """Give all kernels to other replicas, spread over some seconds.
+        """Give all kernels to other replicas, spread over some seconds, a few at the same time.
 
         Kernels that could not be given are tried once more at the end.
         """
         loop = asyncio.get_running_loop()
-        kernel_ids = [kernel.kernel_id for kernel in self._kernels.index]
-        begin, steps = loop.time(), len(kernel_ids)
-        for number, kernel_id in enumerate(kernel_ids):
-            await asyncio.sleep(begin + number * seconds / steps - loop.time())
-            await self._try(kernel_id)
+        begin = loop.time()
+        await self._give_each([kernel.kernel_id for kernel in self._kernels.index], seconds)
         if self._failed:
             await asyncio.sleep(begin + seconds - loop.time())
-            for kernel_id in list(self._failed):
-                await self._try(kernel_id)
+            await self._give_each(list(self._failed), 0.0)
         for kernel_id, reason in self._failed.items():
             self._log.error(
                 "Kernel %s could not be given to another replica, and is left for the next start:"
@@ -106,6 +113,18 @@ class Giver:
         for kernel_id in self._failed:
             if kernel_id in self._kernels.index:
                 await self._kernels.transfer.release(kernel_id, owned=True)
+
+    async def _give_each(self, kernel_ids: list[str], seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        begin, steps = loop.time(), len(kernel_ids)
+        rest = enumerate(kernel_ids)
+
+        async def give_some() -> None:
+            for number, kernel_id in rest:
+                await asyncio.sleep(begin + number * seconds / steps - loop.time())
+                await self._try(kernel_id)
+
+        await asyncio.gather(*(give_some() for _ in range(min(_AT_ONCE, steps))))
 
     async def _try(self, kernel_id: str) -> None:
         try:
@@ -141,7 +160,12 @@ class Giver:
             if membership.problem:  # the leases of the others may only look as if they were over
                 raise RegistryError(membership.problem)
             return
-        await self._hubs.hand_over(kernel_id)
+        self._hubs.hold(kernel_id)
+        try:
+            await self._hubs.hand_over(kernel_id)
+        except BaseException:
+            self._hubs.resume(kernel_id)
+            raise
         await self._kernels.transfer.release(kernel_id)
         try:
             await self._give_to(kernel_id, successors)
@@ -153,7 +177,7 @@ class Giver:
             await self._serve_again(kernel_id)
 
     async def _serve_again(self, kernel_id: str) -> bool:
-        """Serve a kernel that was released, if this replica still owns it.
+        """Serve a kernel that was released, if this replica still owns it, and send its requests.
 
         Returns
         -------
@@ -166,12 +190,15 @@ class Giver:
             If the database does not say which replica owns it.
         """
         if kernel_id in self._kernels.index:
+            self._hubs.resume(kernel_id)
             return True
         current = await self._membership.fetch(kernel_id)
         if current is None or current.replica_id != self._me:
             await self._hubs.demote(kernel_id)
             return False
-        return await self._kernels.transfer.serve(current)
+        served = await self._kernels.transfer.serve(current)
+        self._hubs.resume(kernel_id)
+        return served
 
     async def _give_to(self, kernel_id: str, successors: list[str]) -> None:
         """Give a kernel to the first replica that may get it, if there is one."""
@@ -189,10 +216,12 @@ class Giver:
         A replica reads the row of a kernel for which another one asks it. If this fails, the new
         owner serves the kernel after its next renewal, or when the first client asks for it.
         """
-        replica = self._membership.replicas.get(replica_id)
-        if replica is None:
+        replica, now = self._membership.replicas.get(replica_id), asyncio.get_running_loop().time()
+        if replica is None or now < self._silent.get(replica_id, now):
             return
         try:
             await self._peers.request(replica, "GET", api_path(kernel_id), timeout=_TELL_SECONDS)
         except (Misdirected, ReplicaUnreachable) as error:
+            if isinstance(error, ReplicaUnreachable):
+                self._silent[replica_id] = now + _SILENT_SECONDS
             self._log.info("%s does not serve the kernel %s yet: %s", replica_id, kernel_id, error)

@@ -50,6 +50,16 @@ class PlainHubs:
     async def promote(self, kernel: ClusterKernel) -> None:
         """Do nothing: the adoption opens a hub."""
 
+    def hold(self, kernel_id: str) -> None:
+        """Hold the requests of clients to a kernel back."""
+        if (hub := self._hubs.get(kernel_id)) is not None:
+            hub.hold()
+
+    def resume(self, kernel_id: str) -> None:
+        """Send the requests that were held back."""
+        if (hub := self._hubs.get(kernel_id)) is not None:
+            hub.release()
+
     async def hand_over(self, kernel_id: str) -> None:
         """Do nothing."""
 
@@ -179,6 +189,7 @@ class Ownership:
     def _lose(self, kernel_id: str) -> None:
         """Serve a kernel no more that another replica has taken, or has ended since."""
         self._failures.pop(kernel_id, None)
+        self._hubs.hold(kernel_id)
         self._kernels.transfer.lose(kernel_id)
         self._move(kernel_id, self._release(kernel_id))
 
@@ -319,6 +330,7 @@ class Ownership:
                 await self._hubs.promote(kernel)
             final = failure is not None and failure.count >= _ATTEMPTS
             await self._kernels.transfer.serve(kernel, by_messages=final)
+            self._hubs.resume(kernel_id)
         except Exception as error:  # noqa: BLE001 - the kernel must be tried again
             self._note_failure(kernel_id, failure or _Failure(), error)
         else:

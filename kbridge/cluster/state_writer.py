@@ -135,6 +135,13 @@ class StateWriter:
         await self._collect()
         return await self._put()
 
+    async def write_kernel(self, kernel_id: str) -> bool:
+        """Write the changes of one kernel at once; return False if they cannot be written now."""
+        hub = self._hubs.get(kernel_id)
+        if hub is not None and not (hub.following or hub.closed):
+            self._collect_from(hub)
+        return await self._put([kernel_id])
+
     async def write_sessions(self) -> None:
         """Write the places of new sessions at once."""
         new, self._new = self._new, set()

@@ -149,9 +149,17 @@ class ReplicaHubs:
         except (KernelError, ValueError, TypeError) as error:
             self._log.warning("Kernel %s cannot be reached: %s", kernel_id, error)
 
-    async def hand_over(self, kernel_id: str) -> None:  # noqa: ARG002
-        """Write the state of the kernels, before one of them gets another owner."""
-        if not await self.writer.write():
+    def hold(self, kernel_id: str) -> None:
+        """Hold the requests of clients to a kernel back."""
+        self._plain.hold(kernel_id)
+
+    def resume(self, kernel_id: str) -> None:
+        """Send the requests that were held back."""
+        self._plain.resume(kernel_id)
+
+    async def hand_over(self, kernel_id: str) -> None:
+        """Write the state of a kernel, before it gets another owner."""
+        if not await self.writer.write_kernel(kernel_id):
             raise RegistryError("The state of its clients cannot be written for the next owner")
 
     async def demote(self, kernel_id: str) -> None:

@@ -24,7 +24,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +34,7 @@ from kbridge.flow.execution import Execution
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
-__all__ = ["GRACE", "SILENCE", "BuiltReply", "LostReplies", "Owed"]
+__all__ = ["GRACE", "REQUEST_LOST", "SILENCE", "BuiltReply", "LostReplies", "Owed"]
 
 GRACE: Final = 2.0  # seconds
 SILENCE: Final = 300.0
@@ -44,11 +44,15 @@ _HEADER_BYTES: Final = 4096  # unusually long headers are not stored
 _EXECUTE: Final = "execute_request"
 
 
-_LOST: Final[dict[str, Any]] = {
+REQUEST_LOST: Final[Mapping[str, Any]] = {
+    "status": "error",
     "ename": "RequestLost",
     "evalue": "the server ended before the kernel received this request; it was not run",
     "traceback": [],
+    "execution_count": None,
+    "user_expressions": {},
 }
+"""The content of the reply to a request that no kernel has received."""
 
 
 class Owed(NamedTuple):
@@ -95,7 +99,7 @@ class _Request:
         """Return the content of the reply."""
         content: dict[str, Any] = {"execution_count": self.count}
         if self.lost and not self.begun:
-            return {"status": "error", **_LOST, **content, "user_expressions": {}}
+            return {**REQUEST_LOST, **content}
         if self.error is not None:
             return {"status": "error", **self.error, **content, "user_expressions": {}}
         if self.begun:

@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from kbridge.errors import HubClosed, IgnoredMessage
+from kbridge.errors import HubClosed, IgnoredMessage, KbridgeError
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import RUNNING, Execution
 from kbridge.flow.executions import Executions
 from kbridge.flow.handover import Changes, Handover, Remembered
 from kbridge.flow.histogram import Histogram
 from kbridge.flow.journal import Journal
+from kbridge.flow.lost_replies import REQUEST_LOST
 from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.broadcaster import Broadcaster
@@ -26,6 +27,7 @@ from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.context import HubContext, HubEnvironment, kernel_log
 from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver, StatusListener
+from kbridge.hub.held import HeldRequests
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import BROKEN, FULL, Notices
 from kbridge.hub.recovered import SavedState, read_entries
@@ -156,6 +158,7 @@ class Hub:
         kind = LinkKind(settings.link)
         link = environment.link or (keeping(kind, kept) if kept is not None else make_link(kind))
         self._kernel = KernelConnection(context, self._broadcaster, link, former or ())
+        self._held = HeldRequests(settings.request_limit)
         self._closed = False
         self._ended = asyncio.Event()
         self._restarts = dict.fromkeys(("requested", "automatic"), 0)
@@ -267,7 +270,16 @@ class Hub:
         """
         if msg.channel is Channel.IOPUB:
             raise IgnoredMessage("a message on iopub, where kernels only send")
-        msg_type = msg.msg_type
+        msg_type, number = msg.msg_type, cursor.session.number
+        if self._held.active and self._held.takes(msg_type):
+            return self._held.put(msg, number)
+        room = self._submit(msg, msg_type, number)
+        if msg_type == "kernel_info_request" and msg.channel is Channel.SHELL:
+            self._report_busy(cursor)
+        return room
+
+    def _submit(self, msg: Message, msg_type: str, number: int) -> Awaitable[None] | None:
+        """Send a message of the client with that number."""
         incoming = self._incoming
         if incoming and judge(incoming, msg, msg_type, self._clock.monotonic()) == DROP:
             # The client chose this text: escape it and cut it.
@@ -281,14 +293,11 @@ class Hub:
             return None
         self._kernel.activity.touch(self._clock.wall(), msg_type)
         self._broadcaster.delivery.on_request()
-        number = cursor.session.number
         if self._trace is not None and msg_type == "execute_request":
             msg = self._trace.on_request(msg)
         room = self._kernel.submit(msg, number)
         if msg_type == "execute_request":
             self._broadcaster.tracker.submitted(msg, number)
-        elif msg_type == "kernel_info_request" and msg.channel is Channel.SHELL:
-            self._report_busy(cursor)
         return room
 
     def _report_busy(self, cursor: Cursor) -> None:
@@ -491,6 +500,38 @@ class Hub:
             self._broadcaster.collect_changes(self._session_listener)
         self._kernel.take_over(handover.identities, owed)
 
+    def hold(self) -> None:
+        """Hold the requests of clients back, because another replica may serve the kernel soon.
+
+        See `kbridge.hub.held`. The state that `take_changes` returns from now on has none of them.
+        """
+        self._held.active = True
+        self._kernel.hold()
+
+    def release(self) -> None:
+        """Send the requests that were held back: the kernel stays here."""
+        self._kernel.release()
+        for msg, client in self._held.take():
+            try:
+                self._submit(msg, msg.msg_type, client)
+            except KbridgeError as error:
+                self.log.warning("A request was dropped: %s", error.reason)
+
+    def _drop_held(self) -> None:
+        """Drop the requests that were held back; those that no client sends again are answered."""
+        notices, told = self.notices, False
+        for held in self._held.close():
+            if held.needs_reply:
+                told, header = True, held.msg.header
+                for msg in (
+                    notices.not_run(header),
+                    notices.reply(header, REQUEST_LOST),
+                    notices.status("idle", header),
+                ):
+                    self._broadcaster.append(msg, held.client)
+        if told:
+            self._broadcaster.on_drained()
+
     # -- the life of the kernel -------------------------------------------------------------
 
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
@@ -566,6 +607,7 @@ class Hub:
                 if drain:
                     await self._kernel.drain_slowly()
             finally:
+                self._drop_held()
                 self._kernel.close()
                 self._broadcaster.close(code, reason)
             await self._broadcaster.wait_closed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +19,7 @@ from tornado.httputil import HTTPHeaders
 from kbridge.cluster.membership import Membership
 from kbridge.cluster.ownership import Ownership
 from kbridge.cluster.peers import PeerReply, Peers
+from kbridge.cluster.state_writer import read_handover
 from kbridge.cluster.takeover import ReplicaHubs
 from kbridge.errors import KbridgeError, Misdirected, RegistryError, ReplicaUnreachable
 from kbridge.kernels.lifecycle.lease import Lease
@@ -28,7 +30,10 @@ from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import Replica
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel
 from tests.cluster.rig import LEASE, LOG
+from tests.support.waiting import TIMEOUT
 
 
 def replica(name: str, pid: int = 0) -> Replica:
@@ -234,3 +239,97 @@ async def test_without_another_replica_the_kernel_ends(
     processes.clear()
     await rig.aclose()
     assert rig.other.kernel(kernel_id) is None
+
+
+def ask(rig: Rig, kernel_id: str) -> str:
+    """Let the first websocket send a request; return its id."""
+    hub = rig.kernels.hubs[kernel_id]
+    request = build(Channel.SHELL, "execute_request", {"code": "1"}, session="s", date="")
+    hub.submit(hub.cursors[0], request)
+    return request.msg_id
+
+
+def asked(rig: Rig, kernel_id: str) -> list[str]:
+    return [each.msg_id for each in rig.kernels.hubs[kernel_id].executions.find()]
+
+
+async def test_requests_during_the_handover_do_not_reach_the_kernel(
+    rig: Rig, kernel_id: str, hubs: Any
+) -> None:
+    client = hubs.kernel(kernel_id).connect_client()
+    rig.hubs.writer.open()
+    before = ask(rig, kernel_id)
+    seen: list[list[str]] = []
+
+    def on_request() -> None:
+        ask(rig, kernel_id)
+        seen.append(asked(rig, kernel_id))
+
+    rig.peers.on_request = on_request
+    await rig.ownership.drain(0)
+    assert seen == [[before]]
+    written = read_handover(rig.other, kernel_id)
+    assert [each.execution.msg_id for each in written.requests()] == [before]
+    assert client.closed_with == (1012, "the server is restarting")
+
+
+@pytest.mark.parametrize("fault", ["give", "put_changes", "drains"])
+async def test_requests_are_sent_when_the_kernel_was_not_given(
+    rig: Rig, kernel_id: str, hubs: Any, fault: str
+) -> None:
+    hubs.kernel(kernel_id).connect_client()
+    store, sent = rig.membership.store, []
+
+    def refuse(*_args: Any) -> Any:
+        loop.call_soon_threadsafe(lambda: sent.append(ask(rig, kernel_id)))
+        if fault != "drains":
+            fail()
+        return False
+
+    loop = asyncio.get_running_loop()
+    with patch.object(store, "give" if fault == "drains" else fault, refuse):
+        await rig.ownership.drain(0)
+    assert kernel_id in rig.kernels
+    assert sent
+    assert asked(rig, kernel_id) == sent
+
+
+async def test_a_lost_kernel_gets_no_more_requests(rig: Rig, kernel_id: str, hubs: Any) -> None:
+    client = hubs.kernel(kernel_id).connect_client()
+    assert rig.membership.store.give(kernel_id, "b")
+    hub = rig.kernels.hubs[kernel_id]
+    await rig.membership.renew()  # which learns that
+    ask(rig, kernel_id)
+    assert not hub.executions.find()
+    await rig.ownership.settle(kernel_id)
+    assert client.closed_with == (1012, "the server is restarting")
+
+
+async def test_kernels_are_given_together_and_a_silent_replica_is_not_told_more(
+    rig: Rig, spec: Any, processes: list[int]
+) -> None:
+    """Eight at the same time; the last two are not told to the replica that did not answer."""
+    spec("s")
+    for _ in range(10):
+        kernel_id = await rig.kernels.start_kernel("s")
+        processes.append(rig.kernels.index.pids()[kernel_id])
+    kernel_ids = rig.kernels.list_kernel_ids()
+    waiting: list[asyncio.Future[None]] = []
+    all_wait = asyncio.Event()
+
+    async def request(*_args: Any, **_more: Any) -> Any:
+        waiting.append(asyncio.get_running_loop().create_future())
+        if len(waiting) == 8:
+            all_wait.set()
+        await waiting[-1]
+
+    with patch.object(rig.peers, "request", request):
+        drained = asyncio.ensure_future(rig.ownership.drain(0))
+        async with asyncio.timeout(TIMEOUT):
+            await all_wait.wait()
+        assert len(rig.kernels.list_kernel_ids()) == 2
+        for each in waiting:
+            each.set_exception(ReplicaUnreachable("no answer"))
+        await drained
+    assert len(waiting) == 8
+    assert {rig.owner(kernel_id) for kernel_id in kernel_ids} == {"b"}

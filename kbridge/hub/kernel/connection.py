@@ -103,6 +103,7 @@ class KernelConnection:
         self._announced: Decision | None = None  # the last decision, if it was to send requests
         self._unmarked = b""  # the latest parent header that is not that of a probe
         self._next_ready: asyncio.Future[bool] = self._loop.create_future()
+        self._held = False
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._received = dict.fromkeys(Channel, 0)  # messages
@@ -120,6 +121,16 @@ class KernelConnection:
     async def request(self, msg: Message, timeout: float | None) -> Message:
         """Send a request of the bridge itself, and return its reply; see `Requests.ask`."""
         return await self._requests.ask(msg, timeout, ready=self._readiness.ready)
+
+    def hold(self) -> None:
+        """Send none of the requests that wait, until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Send requests that wait again, at once if the kernel is ready."""
+        self._held = False
+        if self._readiness.ready:
+            self._requests.flush()
 
     @property
     def identities(self) -> list[bytes]:
@@ -341,7 +352,7 @@ class KernelConnection:
 
     def on_writable(self, channel: Channel) -> None:
         """Send the requests that wait for a channel."""
-        if self._readiness.ready:
+        if self._readiness.ready and not self._held:
             self._requests.flush((channel,))
 
     def on_connected(self, channel: Channel) -> None:
@@ -549,7 +560,8 @@ class KernelConnection:
             )
         if not decision.timed_out:
             self.activity.alive(self._clock.wall())
-        self._requests.flush()
+        if not self._held:
+            self._requests.flush()
         self._listener.on_ready()
 
     def _probe(self, channel: Channel) -> str:
