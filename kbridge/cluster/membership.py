@@ -317,7 +317,10 @@ class Membership:
             await asyncio.sleep(
                 min(self.lease.interval, _RETRY_SECONDS) if self.problem else self.lease.interval
             )
-            await self.renew()
+            try:
+                await self.renew()
+            except Exception:  # noqa: BLE001 - the lease must be renewed the next time
+                self._log.exception("The lease could not be renewed; trying again")
 
     async def renew(self) -> None:
         """Renew the lease, write the states and read the view now; an error is logged."""

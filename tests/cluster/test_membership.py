@@ -188,6 +188,18 @@ async def test_many_states_are_described_in_several_passes_of_the_loop(member):
         assert max(passes) <= 100
 
 
+async def test_an_error_that_nobody_expects_does_not_end_the_renewals(member, caplog):
+    async with member(replica("a"), seconds=0.3) as (membership, watcher):
+
+        def states() -> Iterator[tuple[str, str]]:
+            raise ZeroDivisionError
+
+        watcher.states = states
+        await until(lambda: caplog.text.count("could not be renewed") > 1, "it is tried again")
+        watcher.states = lambda: iter(())
+        await until(lambda: membership.lease.held, "the lease is held again")
+
+
 async def test_states_are_sent_once(member, monkeypatch):
     async with member(replica("a")) as (a, watcher):
         put(a.store, kernel("k"))
