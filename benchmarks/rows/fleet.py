@@ -120,6 +120,14 @@ def share(servers: Sequence[Server], seconds: float) -> float:
     return (cpu(servers) - before) / (time.monotonic() - begin)
 
 
+def cost_of_list(server: Server, count: int) -> float:
+    """Return the CPU milliseconds of a server per request for the list of all kernels."""
+    before = proc.cpu_seconds(server.pid)
+    for _ in range(count):
+        server.request("GET", "/api/kernels")
+    return (proc.cpu_seconds(server.pid) - before) / count * 1e3
+
+
 def measure(server: Server, settings: Settings) -> Values:
     replicas, kernels, viewers = settings.pick((4, 200, 25), (2, 4, 2))
     lines = settings.count or settings.pick(200, 20)
@@ -137,6 +145,7 @@ def measure(server: Server, settings: Settings) -> Values:
         settle(fleet)
         followed = (sum(proc.rss(replica.pid) for replica in fleet) - before) / kernels / 1024
         rest = share(fleet, seconds)
+        listing = cost_of_list(fleet[0], settings.pick(50, 3))
         direct = traffic(fleet, owned * viewers, lines, seconds)
         anywhere = [
             (fleet[(number + turn) % replicas], kernel)
@@ -157,6 +166,7 @@ def measure(server: Server, settings: Settings) -> Values:
         "kernel": per_kernel,
         "kernel_followed": followed,
         "idle": one["idle"],
+        "listing": listing,
         "rest": rest / replicas * 100,
     }
 
@@ -177,6 +187,7 @@ ROW = Row(
         Figure("idle", "one server: CPU per idle websocket and second", "us", info=True),
         Figure("kernel", "one server: memory per kernel", "KiB", info=True),
         Figure("kernel_followed", "all replicas: memory per kernel", "KiB", info=True),
+        Figure("listing", "CPU of a replica per list of all kernels", "ms", info=True),
         Figure("rest", "CPU of a replica at rest, 50 kernels each", "%", info=True),
     ),
     measure=measure,

@@ -75,7 +75,7 @@ NAVIGATION = {
         "errors", "faults", "stability", "../CHANGELOG",
     ],
     "Explanation": [
-        "comparison", "performance", "architecture", "journal", "adr/index", "threat-model",
+        "comparison", "performance", "scaling", "architecture", "journal", "adr/index", "threat-model",
         "peer-suite", "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
     ],
 }  # fmt: skip

@@ -114,14 +114,13 @@ class RemoteKernels:
         if kernel is None or kernel.row.role != KernelRole.USED:
             return None
         mine = kernel.replica_id == self.view.me.replica_id
+        if mine and self._arrivals is not None and self._arrivals.has_ended(kernel_id):
+            return None
         replica = None if mine else self.view.replicas.get(kernel.replica_id)
         return RemoteKernel(kernel, replica, self.peers)
 
     def __iter__(self) -> Iterator[RemoteKernel]:
-        me, arrivals = self.view.me.replica_id, self._arrivals
-        for kernel_id, kernel in list(self.view.kernels.items()):
-            if kernel.replica_id == me and arrivals is not None and arrivals.has_ended(kernel_id):
-                continue
+        for kernel_id in list(self.view.kernels):
             found = self.get(kernel_id)
             if found is not None:
                 yield found

@@ -103,6 +103,8 @@ async def test_the_list_has_kernels_of_this_replica_that_it_does_not_serve(view:
     others = kernels(view)
     others.wait_for(EndedHere())
     assert [model["id"] for model in others.models({"served"})] == ["given", "elsewhere"]
+    assert others.get("given") is not None
+    assert others.get("ended") is None
 
 
 async def test_the_database_is_asked_for_what_is_not_known(view: FixedView) -> None:
