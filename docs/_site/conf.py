@@ -75,8 +75,8 @@ NAVIGATION = {
         "errors", "faults", "stability", "../CHANGELOG",
     ],
     "Explanation": [
-        "comparison", "performance", "scaling", "architecture", "journal", "adr/index", "threat-model",
-        "peer-suite", "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
+        "comparison", "performance", "scaling", "architecture", "journal", "adr/index",
+        "threat-model", "peer-suite", "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
     ],
 }  # fmt: skip
 
