@@ -126,6 +126,7 @@ class Membership:
         self.kernels: dict[str, ClusterKernel] = {}
         self.problem = ""
         self._joined = math.inf
+        self._lived: set[str] = set()  # replicas that had a lease after this one had joined
         self._returned = -math.inf  # when the lease could be renewed again after it could not
         self._seconds = lease.seconds
         self._count = count
@@ -217,12 +218,14 @@ class Membership:
         """Return True if this server could renew its lease for as long as a replica's lease lasts.
 
         After a time without the database, the leases of all replicas are over, and those that live
-        are about to renew them. A server that has joined since does not know of that time.
+        are about to renew them. A server that has joined since does not know of that time, unless
+        it has seen the lease of the replica before its end.
         """
         replica = self.replicas.get(replica_id)
         if replica is None:  # it has left
             return self.lease.now() - self._returned >= self._seconds
-        return self.lease.now() - max(self._returned, self._joined) >= self._duration(replica)
+        joined = -math.inf if replica_id in self._lived else self._joined
+        return self.lease.now() - max(self._returned, joined) >= self._duration(replica)
 
     def gone(self, replica_id: str) -> Replica | None:
         """Return a replica whose process has certainly ended, as it was seen after its end.
@@ -396,6 +399,8 @@ class Membership:
         for kernel_id in ended:
             del self.kernels[kernel_id]
         self.replicas = {replica.replica_id: replica for replica in view.replicas}
+        self._lived &= self.replicas.keys()
+        self._lived |= {replica.replica_id for replica in view.replicas if replica.lease_left > 0}
         self._gone = {
             replica_id: gone
             for replica_id, gone in self._gone.items()

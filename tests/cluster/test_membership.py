@@ -294,10 +294,18 @@ async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_da
 async def test_a_replica_that_joins_waits_for_one_lease_of_those_that_it_finds(
     member, connect, monkeypatch
 ):
-    """All leases may be over because the database could not be used."""
+    """All leases may be over because the database could not be used.
+
+    If a lease ended later, the replica waits no more: the next one in the order, which does not
+    follow the kernels, would take them before it.
+    """
     ClusterStore(connect(), other("b")).join(60.0)
+    with connect().transaction("written to") as connection:
+        connection.execute(update(REPLICAS).values(lease_until=REPLICAS.c.lease_until - 61))
+    ClusterStore(connect(), other("c")).join(60.0)
     async with member(replica("a"), seconds=10) as (a, _):
         assert not a.is_steady("b")
+        assert a.is_steady("c")
         assert a.is_steady("none"), "it has left"
         now = a.lease.now()
         monkeypatch.setattr(a.lease, "now", lambda: now + 60)
