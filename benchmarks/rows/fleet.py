@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks import measure as proc
-from benchmarks.client import Websocket
 from benchmarks.measure import BenchmarkError
 from benchmarks.replicas import cluster, wait_followed
-from benchmarks.rows.idle import close_all
+from benchmarks.rows.idle import close_all, open_all
 from benchmarks.servers import HIGH_LIMITS, OURS, Server
 from benchmarks.table import Figure, Life, Row, Settings, Values
 from benchmarks.tally import Tally, new_token, pump
 
-AT_ONCE = 20
 ROOM = 1 << 16  # bytes of the buffer of one of thousands of clients
 IDLE_SECONDS = 30.0  # the interval of pings
 
@@ -37,21 +35,6 @@ def start_kernels(servers: Sequence[Server], count: int) -> list[tuple[Server, s
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(start, range(count)))
-
-
-def connect(places: Sequence[tuple[Server, str]]) -> list[Websocket]:
-    """Open a websocket for each server and kernel, a few at a time."""
-    opened: list[Websocket] = []
-    try:
-        for begin in range(0, len(places), AT_ONCE):
-            batch = [Websocket(server, kernel) for server, kernel in places[begin:][:AT_ONCE]]
-            opened += batch
-            for websocket in batch:
-                websocket.finish()
-    except BaseException:
-        close_all(opened)
-        raise
-    return opened
 
 
 def cpu(servers: Sequence[Server]) -> float:
@@ -79,7 +62,7 @@ def traffic(
         If a websocket did not receive all lines.
     """
     before = sum(proc.rss(server.pid) for server in servers)
-    websockets = connect(places)
+    websockets = open_all(places)
     try:
         first: dict[str, int] = {}
         for number, (_, kernel) in enumerate(places):

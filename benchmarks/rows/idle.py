@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks import measure as proc
 from benchmarks.client import Websocket
 from benchmarks.measure import BenchmarkError
@@ -11,14 +13,13 @@ from benchmarks.table import BASE, Figure, Life, Row, Settings, Values
 AT_ONCE = 20
 
 
-def open_many(server: Server, kernel_ids: list[str], count: int) -> list[Websocket]:
-    """Open idle websockets, spread over the kernels, a few at a time."""
+def open_all(places: Sequence[tuple[Server, str]]) -> list[Websocket]:
+    """Open an idle websocket for each server and kernel, a few at a time."""
     opened: list[Websocket] = []
     try:
-        while len(opened) < count:
+        for begin in range(0, len(places), AT_ONCE):
             batch = [
-                Websocket(server, kernel_ids[(len(opened) + i) % len(kernel_ids)])
-                for i in range(min(AT_ONCE, count - len(opened)))
+                Websocket(server, kernel) for server, kernel in places[begin : begin + AT_ONCE]
             ]
             opened += batch
             for websocket in batch:
@@ -27,6 +28,11 @@ def open_many(server: Server, kernel_ids: list[str], count: int) -> list[Websock
         close_all(opened)
         raise
     return opened
+
+
+def open_many(server: Server, kernel_ids: list[str], count: int) -> list[Websocket]:
+    """Open idle websockets, spread over the kernels."""
+    return open_all([(server, kernel_ids[i % len(kernel_ids)]) for i in range(count)])
 
 
 def close_all(websockets: list[Websocket]) -> None:

@@ -31,8 +31,8 @@ _TOGETHER: Final = 20  # kernels whose states are read together
 class _HandoverReader:
     """Reads the states of kernels, and of those that are taken together in few transactions.
 
-    It has its own thread: many kernels must not wait for other calls of the database. There is no
-    time limit besides those of the database, because it would also count the time in the queue.
+    A separate thread reads, so that many kernels do not wait for other calls of the database. The
+    only time limits are those of the database: another one would count the time in the queue, too.
     """
 
     def __init__(self, store: ClusterStore) -> None:
