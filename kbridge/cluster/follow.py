@@ -24,7 +24,7 @@ from kbridge.hub.broadcast.turns import turns
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["Followers", "connection_of"]
+__all__ = ["Followers", "connection_of", "is_followed"]
 
 _AT_ONCE: Final = 8
 """The number of kernels whose changes are followed without waiting for a turn."""
@@ -40,6 +40,11 @@ def connection_of(kernel: ClusterKernel) -> dict[str, Any] | None:
     except ValueError:
         return None
     return info if isinstance(info, dict) and info else None
+
+
+def is_followed(kernel: ClusterKernel) -> bool:
+    """Return True for a kernel that other replicas follow: it is in use, and can be reached."""
+    return kernel.row.role == KernelRole.USED and connection_of(kernel) is not None
 
 
 class Followers:

@@ -29,7 +29,7 @@ from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.processes import ProcessState, same_boot, state_of
 from kbridge.kernels.registry.cluster_store import ENDED_SECONDS, ClusterStore
-from kbridge.kernels.registry.models import ClusterKernel, Replica, View, decode
+from kbridge.kernels.registry.models import ClusterKernel, Replica, View
 from kbridge.kernels.tasks import spawn, stop
 from kbridge.storage.workers import Workers
 
@@ -104,6 +104,8 @@ class Membership:
     lease : Lease
     me : Replica
         This server.
+    follower_count : int
+        The number of followers of each kernel.
     secret : str
         The secret of the cluster, once the server has joined.
     replicas : dict of str to Replica
@@ -129,7 +131,7 @@ class Membership:
         self._lived: set[str] = set()  # replicas that had a lease after this one had joined
         self._returned = -math.inf  # when the lease could be renewed again after it could not
         self._seconds = lease.seconds
-        self._count = count
+        self.follower_count = count
         self._log = log
         self._workers = Workers(_HANGING, "kbridge-cluster")
         self._renewals = Workers(1, "kbridge-lease")
@@ -249,19 +251,19 @@ class Membership:
         Replicas on the machine of the process come first, because only they can signal it. Those
         that the kernel does not listen for, or that are about to end, are left out.
         """
-        loopback = _is_local(kernel)
+        local = kernel.is_local
         able = {
             replica.replica_id: replica.hostname != kernel.hostname
             for replica in self.alive()
             if replica.replica_id != kernel.replica_id
             and not (self.me if replica.replica_id == self.me.replica_id else replica).draining
-            and (not loopback or replica.hostname == kernel.hostname)
+            and (not local or replica.hostname == kernel.hostname)
         }
         return sorted(order(kernel.kernel_id, able), key=able.__getitem__)
 
     def followers(self, kernel: ClusterKernel) -> list[str]:
         """Return the ids of the replicas that follow a kernel: its first successors."""
-        return self.successors(kernel)[: self._count]
+        return self.successors(kernel)[: self.follower_count]
 
     async def fetch(self, kernel_id: str) -> ClusterKernel | None:
         """Return a kernel as the database has it now, and put it into the view; None if it ended.
@@ -490,15 +492,3 @@ def _is_loopback(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _is_local(kernel: ClusterKernel) -> bool:
-    """Return True if only programs of the kernel's machine can connect to it."""
-    try:
-        info = decode(kernel.row.details).get("connection")
-    except ValueError:
-        return True
-    if not isinstance(info, dict):
-        return True
-    ip = str(info.get("ip", ""))
-    return info.get("transport") == "ipc" or ip.startswith("127.") or ip in ("::1", "localhost", "")

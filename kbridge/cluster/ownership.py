@@ -33,7 +33,8 @@ __all__ = ["Ownership", "PlainHubs"]
 
 # The part of a REST model that the other replicas get.
 _STATE: Final = ("last_activity", "execution_state", "connections")
-# The next in the order takes a kernel so much later, if the ones before it did not.
+# The next in the order takes a kernel so much later, if the ones before it did not. A replica that
+# has not the output of a kernel waits for one lease, too: the others may only be slow.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
 # After so many failures, a kernel is served by messages.
@@ -46,6 +47,10 @@ class PlainHubs:
 
     def __init__(self, hubs: HubTable) -> None:
         self._hubs = hubs
+
+    def lacks_output(self, kernel: ClusterKernel) -> bool:  # noqa: ARG002
+        """Return False: no replica has output of the kernels of another one."""
+        return False
 
     async def promote(self, kernel: ClusterKernel) -> None:
         """Do nothing: the adoption opens a hub."""
@@ -110,7 +115,8 @@ class Ownership:
         self._looking: set[str] = set()  # replicas whose kernels are being sorted
         # By owner: kernels that this replica cannot take, and the replicas that were alive then.
         self._out_of_reach: dict[str, tuple[list[ClusterKernel], frozenset[Any]]] = {}
-        self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._waiting: dict[tuple[str, float], asyncio.Task[None]] = {}
+        self._draining = asyncio.Event()
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._closing = False
@@ -253,27 +259,36 @@ class Ownership:
         self, owner: str, kernels: list[ClusterKernel], alive: frozenset[Any]
     ) -> Iterator[bool]:
         """Find out when it is this replica's turn to take each kernel; a `Step` of the loop."""
-        groups: dict[int, list[str]] = {}
+        groups: dict[float, list[str]] = {}
         try:
             for kernel in kernels:
                 successors = self._membership.successors(kernel)
                 if self._me in successors:
-                    groups.setdefault(successors.index(self._me), []).append(kernel.kernel_id)
+                    groups.setdefault(self._delay(kernel, successors), []).append(kernel.kernel_id)
                 yield True
         finally:
             self._looking.discard(owner)
         self._out_of_reach.pop(owner, None)
         if not groups:
             self._out_of_reach[owner] = kernels, alive
-        for turn, kernel_ids in groups.items():
-            if (owner, turn) not in self._waiting and not self._closing:
-                task = spawn(self._take(owner, turn, kernel_ids), self._log)
-                self._waiting[owner, turn] = task
+        for delay, kernel_ids in groups.items():
+            if (owner, delay) not in self._waiting and not self._closing:
+                task = spawn(self._take(owner, delay, kernel_ids), self._log)
+                self._waiting[owner, delay] = task
         yield False
 
-    async def _take(self, owner: str, turn: int, kernel_ids: list[str]) -> None:
+    def _delay(self, kernel: ClusterKernel, successors: list[str]) -> float:
+        """Return the seconds until this replica may take a kernel that no other one has taken."""
+        delay = successors.index(self._me) * _TURN_SECONDS
+        if len(successors) > 1 and self._hubs.lacks_output(kernel):
+            delay += self._membership.lease.seconds or 0.0
+        return delay
+
+    async def _take(self, owner: str, delay: float, kernel_ids: list[str]) -> None:
         try:
-            await asyncio.sleep(turn * _TURN_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._draining.wait()
             membership = self._membership
             kernel_ids = [
                 kernel_id
@@ -293,7 +308,7 @@ class Ownership:
             self._log.warning("Kernels of %s could not be taken over: %s", owner, error.reason)
             return
         finally:
-            del self._waiting[owner, turn]
+            del self._waiting[owner, delay]
         for kernel in taken:
             membership.kernels[kernel.kernel_id] = kernel
             self._move(kernel.kernel_id, self._serve(kernel.kernel_id))
@@ -376,6 +391,7 @@ class Ownership:
         """
         self._kernels.start_no_more()
         await self._membership.drain()
+        self._draining.set()
         # From now on this replica gets no kernels, but one may have been given to it just before.
         # The view also tells which other replicas drain.
         await self._membership.refresh()

@@ -12,7 +12,7 @@ import logging
 from itertools import islice
 from typing import Final
 
-from kbridge.cluster.follow import Followers, connection_of
+from kbridge.cluster.follow import Followers, connection_of, is_followed
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.ownership import PlainHubs
 from kbridge.cluster.state_writer import StateWriter, read_handovers
@@ -122,6 +122,14 @@ class ReplicaHubs:
         await self.writer.aclose()
         await self.followers.aclose()
         self._reader.close()
+
+    def lacks_output(self, kernel: ClusterKernel) -> bool:
+        """Return True if this replica does not follow a kernel that others follow."""
+        return (
+            self._membership.follower_count > 0
+            and kernel.kernel_id not in self._hubs.followed
+            and is_followed(kernel)
+        )
 
     async def promote(self, kernel: ClusterKernel) -> None:
         """Let the hub of a kernel serve it; `HubTable.open` returns that hub then.

@@ -330,6 +330,32 @@ async def test_a_start_leaves_the_kernels_of_a_process_that_runs(tmp_path, proce
     new.close()
 
 
+@pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1"])
+@pytest.mark.parametrize("hostname", [HERE, "far away"])
+async def test_a_start_leaves_kernels_to_the_replicas_that_may_have_their_output(
+    tmp_path, process, ip, hostname
+):
+    url = f"sqlite:///{tmp_path / 'claimed.sqlite'}"
+    theirs = replica("b", pid=process.pid, start_id=start_id(process.pid))
+    old, new = ClusterRegistry(url, theirs), ClusterRegistry(url, replica("a"))
+    pid = os.getppid()
+    third = ClusterRegistry(url, replica("c", hostname=hostname, pid=pid, start_id=start_id(pid)))
+    for each in (old, new, third):
+        each.prepare()
+        each.store.join(60.0)
+    row = kernel(ip=ip)
+    put(old.store, row)
+    process.kill()
+    process.wait()
+    owner = Owner("c", HERE, os.getpid(), "")
+    reachable = hostname == HERE or ip != "127.0.0.1"
+    assert new.claim(owner, state_of).kernels == ([] if reachable else [row])
+    third.store.leave()
+    assert new.claim(owner, state_of).kernels == ([row] if reachable else [])
+    for each in (old, new, third):
+        each.close()
+
+
 async def test_a_kernel_is_fetched_before_the_next_view(member):
     async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
         put(b.store, kernel("k"))

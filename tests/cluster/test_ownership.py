@@ -189,6 +189,65 @@ async def test_many_kernels_of_a_replica_that_ended_do_not_hold_the_event_loop_u
     assert set(passes) <= {0, 1}
 
 
+async def test_a_replica_without_the_output_of_a_kernel_waits_for_those_that_have_it(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may only be slow. If nobody takes the kernel within a lease, it does."""
+    a = rig()
+    await a.open()
+    b, c = a.other("b"), a.other("c")
+    details = encode({"connection": {"ip": "127.0.0.1", "transport": "tcp"}})
+    names = ["followed by c", "followed by a"]
+    rows = [KernelRow(name, "python3", "used", 7, "b", "/l", details) for name in names]
+    b.write({("kernel", row.kernel_id): row for row in rows})
+    asked: list[list[str]] = []
+
+    def take(kernel_ids: list[str], old: str, **_gone: Any) -> list[ClusterKernel]:
+        assert old == "b"
+        asked.append(kernel_ids)
+        return []
+
+    monkeypatch.setattr(a.membership, "successors", lambda _kernel: ["a", "c"])
+    monkeypatch.setattr(a.membership.store, "take_all", take)
+    monkeypatch.setattr(
+        PlainHubs, "lacks_output", lambda _hubs, kernel: kernel.kernel_id == names[0]
+    )
+    await a.membership.renew()
+    b.leave()
+    await a.membership.renew()
+    await until(lambda: bool(asked), "a kernel is taken")
+    assert asked == [names[1:]]
+    c.leave()
+    monkeypatch.setattr(a.membership, "successors", lambda _kernel: ["a"])
+    await a.membership.renew()
+    await until(lambda: names[:1] in asked or names in asked, "no other replica can take it")
+
+
+async def test_a_replica_that_drains_waits_for_no_kernel_that_it_could_take_later(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = rig()
+    await a.open()
+    b = a.other("b")
+    a.other("c")
+    details = encode({"connection": {"ip": "127.0.0.1", "transport": "tcp"}})
+    b.write({("kernel", "k"): KernelRow("k", "python3", "used", 7, "b", "/l", details)})
+    sorted_kernels: list[str] = []
+
+    def lacks(_hubs: PlainHubs, kernel: ClusterKernel) -> bool:
+        sorted_kernels.append(kernel.kernel_id)
+        return True
+
+    monkeypatch.setattr(PlainHubs, "lacks_output", lacks)
+    await a.membership.renew()
+    b.leave()
+    await a.membership.renew()
+    await until(lambda: sorted_kernels == ["k"], "it waits for one lease, which is long")
+    async with asyncio.timeout(TIMEOUT):
+        await a.ownership.drain(0)
+    assert a.rows() == {"k": "b"}
+
+
 async def test_kernels_that_nobody_can_take_are_sorted_once(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -502,9 +502,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in vars(Options()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    options = Options(**vars(parser.parse_args()))
-    with tempfile.TemporaryDirectory() as home:
-        print(json.dumps(asyncio.run(run(Path(home), options))))
+    parser.add_argument("--home", help="a directory for all files, which stay there")
+    given = vars(parser.parse_args())
+    home = given.pop("home")
+    with tempfile.TemporaryDirectory() if home is None else nullcontext(home) as path:
+        print(json.dumps(asyncio.run(run(Path(path), Options(**given)))))
 
 
 if __name__ == "__main__":

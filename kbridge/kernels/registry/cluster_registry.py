@@ -53,8 +53,9 @@ class ClusterRegistry(Registry):
         """Take over the kernels of replicas that have ended, if they run on this machine.
 
         The processes of other machines cannot be seen from here, and a replica that runs without a
-        lease may be about to renew it, if the database could not be used for a time.
-        `kbridge.cluster.ownership` takes those kernels over later. The sessions stay in the
+        lease may be about to renew it, if the database could not be used for a time. If another
+        replica that lives can take a kernel, it may have the output, which this one has not.
+        `kbridge.cluster.ownership` takes all these kernels over later. The sessions stay in the
         database, where all replicas find them.
 
         Raises
@@ -65,6 +66,14 @@ class ClusterRegistry(Registry):
         del owner
         view = self.store.view()
         replicas = {replica.replica_id: replica for replica in view.replicas}
+        me = self.store.replica
+        lives = [
+            replica.hostname
+            for replica in view.replicas
+            if replica.alive
+            and not (replica.draining or replica.replica_id == me.replica_id)
+            and not self._has_ended(replica, state_of)
+        ]
         kernels: list[KernelRow] = []
         for owner_id in {kernel.replica_id for kernel in view.kernels}:
             replica = replicas.get(owner_id)
@@ -74,7 +83,9 @@ class ClusterRegistry(Registry):
             ids = [
                 kernel.kernel_id
                 for kernel in view.kernels
-                if kernel.replica_id == owner_id and kernel.hostname == self.store.replica.hostname
+                if kernel.replica_id == owner_id
+                and kernel.hostname == me.hostname
+                and not (me.hostname in lives if kernel.is_local else lives)
             ]
             taken = self.store.take_all(ids, owner_id, gone=replica if gone else None)
             kernels += [each.row for each in taken]

@@ -199,6 +199,22 @@ class ClusterKernel:
         """The id of the kernel."""
         return self.row.kernel_id
 
+    @property
+    def is_local(self) -> bool:
+        """True if only programs of the kernel's machine can connect to it, or that is not known."""
+        try:
+            info = decode(self.row.details).get("connection")
+        except ValueError:
+            return True
+        if not isinstance(info, dict):
+            return True
+        ip = str(info.get("ip", ""))
+        return (
+            info.get("transport") == "ipc"
+            or ip.startswith("127.")
+            or ip in ("::1", "localhost", "")
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class View:
