@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from kbridge.cluster.membership import Change, Membership
-from kbridge.cluster.state_writer import read_handover
+from kbridge.cluster.state_writer import read_handovers
 from kbridge.errors import HubClosed, KbridgeError, RegistryError
 from kbridge.flow.handover import END
 from kbridge.hub import Hub, HubTable
@@ -28,6 +28,9 @@ __all__ = ["Followers", "connection_of", "is_followed"]
 
 _AT_ONCE: Final = 8
 """The number of kernels whose changes are followed without waiting for a turn."""
+
+_TOGETHER: Final = 20
+"""The number of kernels whose states are read together."""
 
 _SETTLED: Final = 2.0
 """Seconds after which the owner has written the end of its journal at the beginning of a hub."""
@@ -189,10 +192,12 @@ class Followers:
         now, store = asyncio.get_running_loop().time(), self._membership.store
         due = [name for name, began in self._began.items() if now >= began + _SETTLED]
         try:
-            for kernel_id in due:
-                found = await self._membership.call(partial(read_handover, store, kernel_id))
-                if self._began.pop(kernel_id, None) is not None and END in found.places:
-                    self.joined[kernel_id] = found.places[END]
+            for start in range(0, len(due), _TOGETHER):
+                kernels = dict.fromkeys(due[start : start + _TOGETHER], ())
+                found = await self._membership.call(partial(read_handovers, store, kernels))
+                for kernel_id, handover in found.items():
+                    if self._began.pop(kernel_id, None) is not None and END in handover.places:
+                        self.joined[kernel_id] = handover.places[END]
         except RegistryError:
             pass  # at the next view
         finally:

@@ -32,7 +32,7 @@ from kbridge.kernels.registry.models import ExecutionRow, KeptRows, Place
 from kbridge.kernels.tasks import spawn, stop
 from kbridge.storage.workers import Workers
 
-__all__ = ["StateWriter", "read_handover", "read_handovers"]
+__all__ = ["StateWriter", "read_handovers"]
 
 T = TypeVar("T")
 
@@ -380,10 +380,3 @@ def read_handovers(
         with suppress(ValueError):
             executions[each.kernel_id][str(json.loads(each.msg_id))] = json.loads(each.entry)
     return {name: Handover(places[name], executions[name], known[name]) for name in kernels}
-
-
-def read_handover(
-    store: ClusterStore, kernel_id: str, identities: tuple[bytes, ...] = ()
-) -> Handover:
-    """Return the state of one kernel, as `read_handovers` does."""
-    return read_handovers(store, {kernel_id: identities})[kernel_id]

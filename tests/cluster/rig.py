@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kbridge.cluster.membership import Membership
+from kbridge.cluster.state_writer import read_handovers
+from kbridge.flow.handover import Handover
 from kbridge.hub.table import HubTable
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.registry.cluster_store import ClusterStore
@@ -41,6 +43,13 @@ def message(
 
 def line(text: str, parent: bytes = b"{}") -> Message:
     return message(Channel.IOPUB, "stream", {"name": "stdout", "text": text}, parent)
+
+
+def read_handover(
+    store: ClusterStore, kernel_id: str, identities: tuple[bytes, ...] = ()
+) -> Handover:
+    """Return the state of a kernel that its owner has written."""
+    return read_handovers(store, {kernel_id: identities})[kernel_id]
 
 
 class ReplicaRig:

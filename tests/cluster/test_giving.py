@@ -19,7 +19,6 @@ from tornado.httputil import HTTPHeaders
 from kbridge.cluster.membership import Membership
 from kbridge.cluster.ownership import Ownership
 from kbridge.cluster.peers import PeerReply, Peers
-from kbridge.cluster.state_writer import read_handover
 from kbridge.cluster.takeover import ReplicaHubs
 from kbridge.errors import KbridgeError, Misdirected, RegistryError, ReplicaUnreachable
 from kbridge.kernels.lifecycle.lease import Lease
@@ -32,7 +31,7 @@ from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel
-from tests.cluster.rig import LEASE, LOG
+from tests.cluster.rig import LEASE, LOG, read_handover
 from tests.support.waiting import TIMEOUT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kbridge.cluster import state_writer
-from kbridge.cluster.state_writer import StateWriter, read_handover
+from kbridge.cluster.state_writer import StateWriter
 from kbridge.errors import RegistryError
 from kbridge.flow.handover import END, Changes
 from kbridge.hub import Hub
@@ -18,7 +18,7 @@ from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.kernels.registry.models import ExecutionRow, Place
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
-from tests.cluster.rig import INFO, ReplicaRig, kernel_row, line, message
+from tests.cluster.rig import INFO, ReplicaRig, kernel_row, line, message, read_handover
 from tests.hub.rig import Peer
 from tests.support.waiting import TIMEOUT, until
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from kbridge.cluster.membership import Membership
-from kbridge.cluster.state_writer import read_handover
 from kbridge.cluster.takeover import ReplicaHubs
 from kbridge.hub import Hub, HubTable
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel, Message
+from tests.cluster.rig import read_handover
 from tests.hub.rig import Peer, received
 from tests.support import replica
 from tests.support.require import require
