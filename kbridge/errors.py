@@ -49,6 +49,7 @@
         +-- HubClosed                 503   1012   the hub was closed while it was in use
         +-- Busy                      503   1011   temporarily impossible; try again later
         +-- ReplicaUnreachable        503   1011   the replica that serves the kernel is not there
+        +-- UsersUnavailable          503   1011   the program that knows the users does not answer
 
 An error that a caller is meant to catch is defined here, and nowhere else. Where callers of
 jupyter_client or ipykernel expect a builtin exception, the class has that as a base, too. The
@@ -115,6 +116,7 @@ __all__ = [
     "TunnelError",
     "Unauthorized",
     "UnknownSchema",
+    "UsersUnavailable",
     "WrongFrameType",
     "ZmtpError",
 ]
@@ -412,6 +414,15 @@ class ReplicaUnreachable(BridgeError):
     """The replica that serves the kernel cannot be reached, or refuses requests of this one.
 
     The same request may succeed later: when that replica is back, or another one serves the kernel.
+    """
+
+    http_status = 503
+
+
+class UsersUnavailable(BridgeError):
+    """The program that knows the users, such as JupyterHub, cannot be asked for the one of a token.
+
+    The same request may succeed later. Users who were known before go on for some time.
     """
 
     http_status = 503

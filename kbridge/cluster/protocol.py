@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-__all__ = ["CLIENT_ADDRESS", "CLIENT_AUTH", "CLUSTER_SCHEME", "RESTART_SECONDS", "api_path"]
+__all__ = [
+    "CLIENT_ADDRESS",
+    "CLIENT_ADMIN",
+    "CLIENT_AUTH",
+    "CLIENT_USER",
+    "CLUSTER_SCHEME",
+    "RESTART_SECONDS",
+    "api_path",
+]
 
 CLUSTER_SCHEME: Final = "kbridge-cluster"
 """The scheme of the header Authorization with which a replica shows the secret."""
@@ -15,6 +23,12 @@ CLIENT_ADDRESS: Final = "Kbridge-Client-Address"
 
 CLIENT_AUTH: Final = "Kbridge-Client-Auth"
 """The header that says how that client was authenticated, as an `AuthMethod`."""
+
+CLIENT_USER: Final = "Kbridge-Client-User"
+"""The header with the name of that client, percent-encoded; empty for the operator."""
+
+CLIENT_ADMIN: Final = "Kbridge-Client-Admin"
+"""The header that says whether that client reaches the kernels of all users: `true` or `false`."""
 
 RESTART_SECONDS: Final = 600.0
 """Seconds to wait for a restart; the replica that serves the kernel has its own limits."""

@@ -51,6 +51,7 @@ class RemoteKernel(Kernel):
         self.kernel_name = kernel.row.kernel_name
         self.manager = self
         self.ended = False
+        self.user = kernel.row.user
         self.replica = replica
         self.replica_id = kernel.replica_id
         self.peers = peers
@@ -98,7 +99,8 @@ class RemoteKernel(Kernel):
     def model(self) -> dict[str, Any]:
         """Return the REST model, as the other replica has written it to the database."""
         shown = json.loads(self._state) if self._state else {}
-        return {"id": self.kernel_id, "name": self.kernel_name, **_UNKNOWN, **shown}
+        user = {"user": self.user} if self.user else {}
+        return {"id": self.kernel_id, "name": self.kernel_name, **_UNKNOWN, **shown, **user}
 
     def execution_state(self) -> str:
         """Return the state that the REST model shows."""

@@ -28,6 +28,7 @@ from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import SessionRow
 from kbridge.kernels.sessions import new_session_fields, session_fields, session_model
 from kbridge.kernels.tasks import finished
+from kbridge.kernels.users import OPERATOR, User
 from kbridge.storage.workers import Workers
 
 __all__ = ["ClusterSessions"]
@@ -59,10 +60,10 @@ class ClusterSessions:
         self._store = store
         self._workers = Workers(_THREADS, "kbridge-sessions")
         self._last: list[SessionRow] = []  # for the time without the database
-        # One lock per path: two requests for a path at the same time start one kernel.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # One lock per user and path: two requests for a path at the same time start one kernel.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, body: object) -> dict[str, Any]:
+    async def create(self, body: object, user: User = OPERATOR) -> dict[str, Any]:
         """Create a session, or return the one of its path; see `Sessions.create`.
 
         Raises
@@ -72,22 +73,28 @@ class ClusterSessions:
         """
         fields = new_session_fields(body)
         path: str = fields["path"]
-        lock = self._locks.setdefault(path, asyncio.Lock())
+        lock = self._locks.setdefault((user.name, path), asyncio.Lock())
         with self._kernels.starting():
             async with lock:
-                found = await self._of_path(path)
+                found = await self._of_path(path, user)
                 if found is not None:
                     return found
-                return await self._create(fields)
+                return await self._create(fields, user)
 
-    async def _create(self, fields: dict[str, Any]) -> dict[str, Any]:
+    async def _create(self, fields: dict[str, Any], user: User) -> dict[str, Any]:
         path, name, kernel_id = fields["path"], fields.get("name"), fields.get("kernel_id")
-        started = kernel_id is None or await self._kernel(kernel_id) is None
+        kernel = None if kernel_id is None else await self._kernel(kernel_id)
+        started = kernel is None or not _reaches(user, kernel)
         if started:
             kernel_id = await self._kernels.start_kernel(
-                fields.get("kernel_name"), path=path, kernel_id=kernel_id, session_name=name or path
+                fields.get("kernel_name"),
+                path=path,
+                # The id of another user's kernel is not free, but this user must not learn it.
+                kernel_id=kernel_id if kernel is None else None,
+                session_name=name or path,
+                user=user.name,
             )
-        row = SessionRow(str(uuid.uuid4()), str(kernel_id), path, name, fields["type"])
+        row = SessionRow(str(uuid.uuid4()), str(kernel_id), path, name, fields["type"], user.name)
         async with self._shut_down_after_error(row.kernel_id if started else None):
             while True:
                 found = await self._ask(self._store.create_session, row)
@@ -100,13 +107,13 @@ class ClusterSessions:
             await self._shutdown(row.kernel_id)
         return model
 
-    async def get(self, session_id: str) -> dict[str, Any]:
+    async def get(self, session_id: str, user: User = OPERATOR) -> dict[str, Any]:
         """Return the model of a session; see `Sessions.get`."""
-        row, model = await self._find(session_id)
+        row, model = await self._find(session_id, user)
         return session_model(row, model)
 
-    async def list(self) -> list[dict[str, Any]]:
-        """Return the models of all sessions whose kernels still exist.
+    async def list(self, user: User = OPERATOR) -> list[dict[str, Any]]:
+        """Return the models of a user's sessions whose kernels still exist.
 
         Without the database, these are the sessions that were read from it the last time.
         """
@@ -114,20 +121,28 @@ class ClusterSessions:
             self._last = await self._ask(self._store.sessions)
             await self._look_for([row.kernel_id for row in self._last])
         models = [(row, self._known(row.kernel_id)) for row in self._last]
-        return [session_model(row, kernel) for row, kernel in models if kernel is not None]
+        return [
+            session_model(row, kernel)
+            for row, kernel in models
+            if kernel is not None and _may(user, row, kernel)
+        ]
 
-    async def patch(self, session_id: str, body: object) -> dict[str, Any]:
+    async def patch(self, session_id: str, body: object, user: User = OPERATOR) -> dict[str, Any]:
         """Rename or retype a session, or give it another kernel; see `Sessions.patch`."""
         fields = session_fields(body)
-        row, _ = await self._find(session_id)
+        row, _ = await self._find(session_id, user)
         with self._kernels.starting():
             kernel_id, started = fields.get("kernel_id"), None
             if kernel_id is not None:
-                if await self._kernel(kernel_id) is None:
+                kernel = await self._kernel(kernel_id)
+                if kernel is None or not _reaches(user, kernel):
                     raise InvalidRequest(f"There is no kernel {kernel_id}")
             elif fields.get("kernel_name") is not None:
                 kernel_id = started = await self._kernels.start_kernel(
-                    fields["kernel_name"], path=row.path, session_name=row.name or row.path
+                    fields["kernel_name"],
+                    path=row.path,
+                    session_name=row.name or row.path,
+                    user=row.user,
                 )
             new = replace(row, **{n: fields[n] for n in ("path", "name", "type") if n in fields})
             new = replace(new, kernel_id=kernel_id or row.kernel_id)
@@ -142,9 +157,9 @@ class ClusterSessions:
                 raise SessionNotFound(f"There is no session {session_id}")
             return model
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, user: User = OPERATOR) -> None:
         """End a session and shut its kernel down; see `Sessions.delete`."""
-        row, _ = await self._find(session_id)
+        row, _ = await self._find(session_id, user)
         # In this order: clients find a kernel that could not be shut down by its session.
         await self._shutdown(row.kernel_id)
         await self._ask(self._store.drop_session, session_id)
@@ -216,19 +231,26 @@ class ClusterSessions:
 
     # -- rows ---------------------------------------------------------------------------------
 
-    async def _find(self, session_id: str) -> tuple[SessionRow, dict[str, Any]]:
-        """Return a session, and the model of its kernel."""
+    async def _find(self, session_id: str, user: User) -> tuple[SessionRow, dict[str, Any]]:
+        """Return a session of a user, and the model of its kernel."""
         row = await self._ask(self._store.session, session_id)
         model = None if row is None else await self._kernel(row.kernel_id)
         if row is None or model is None:
             if row is not None:
                 await self._drop_orphan(row)
             raise SessionNotFound(f"There is no session {session_id}")
+        if not _may(user, row, model):
+            raise SessionNotFound(f"There is no session {session_id}")
         return row, model
 
-    async def _of_path(self, path: str) -> dict[str, Any] | None:
-        row = await self._ask(self._store.session_for_path, path)
-        return None if row is None else await self._model(row)
+    async def _of_path(self, path: str, user: User) -> dict[str, Any] | None:
+        row = await self._ask(self._store.session_for_path, path, user.name)
+        model = None if row is None else await self._model(row)
+        if row is None or model is None or _reaches(user, model["kernel"]):
+            return model
+        # The user was an administrator when the session got this kernel.
+        await self._ask(self._store.drop_session, row.session_id)
+        return None
 
     async def _model(self, row: SessionRow) -> dict[str, Any] | None:
         """Return the model of a session; remove it, and return None, if its kernel has ended."""
@@ -250,6 +272,14 @@ class ClusterSessions:
             return await finished(self._workers.call(partial(method, *arguments)))
         except RegistryError as error:
             raise _unusable(error) from None
+
+
+def _reaches(user: User, kernel: dict[str, Any]) -> bool:
+    return user.may_reach(kernel.get("user", ""))
+
+
+def _may(user: User, row: SessionRow, kernel: dict[str, Any]) -> bool:
+    return user.may_reach(row.user) and _reaches(user, kernel)
 
 
 def _unusable(error: RegistryError) -> Busy:

@@ -168,10 +168,11 @@ class KernelIndex:
 
     def _describe(self, kernel: Kernel) -> dict[str, Any]:
         hub = kernel.hub
-        return {
+        model = {
             "id": kernel.kernel_id,
             "name": kernel.kernel_name,
             "last_activity": timestamp(self.last_activity_of(kernel)),
             "execution_state": kernel.execution_state(),
             "connections": hub.connections if hub is not None else 0,
         }
+        return {**model, "user": kernel.user} if kernel.user else model

@@ -32,12 +32,16 @@ class Kernel(ABC):
         connections of its websockets.
     ended : bool
         True once the process has ended, or the kernel was detached or left running.
+    user : str
+        The name of the user who started it; empty for the operator, and for kernels that another
+        program started.
     """
 
     kernel_id: str
     kernel_name: str
     manager: Any
     ended: bool
+    user: str
 
     @property
     @abstractmethod

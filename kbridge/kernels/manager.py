@@ -20,7 +20,7 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import DottedObjectName, Instance, default
 
-from kbridge.errors import Busy
+from kbridge.errors import Busy, InvalidRequest
 from kbridge.hub import HubTable
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.attacher import Attacher
@@ -221,6 +221,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         path: str | None = None,
         kernel_id: str | None = None,
         session_name: str | None = None,
+        user: str = "",
     ) -> str:
         """Start a kernel, or take one from the pool, and return its id.
 
@@ -238,6 +239,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             The uuid of the kernel. The id of a kernel in use returns that kernel.
         session_name : str, optional
             The document that the kernel is for (JPY_SESSION_NAME).
+        user : str
+            The name of the user whose kernel it is; empty for the operator.
 
         Raises
         ------
@@ -255,6 +258,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         with self.starting():
             await self.open()
             if kernel_id is not None and kernel_id in self.index:
+                if self.index.find(kernel_id).user != user:
+                    raise InvalidRequest(f"The id {kernel_id} is taken")
                 return kernel_id
             await self.lease.ensure()
             name, spec = await self._factory.resolve(kernel_name)
@@ -264,13 +269,13 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
                 if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
                     kernel = await self._pool.take(name)
                 if kernel is None:
-                    request = KernelRequest(name, spec, cwd, env, kernel_id, session_name)
+                    request = KernelRequest(name, spec, cwd, env, kernel_id, session_name, user)
                     kernel = await self._factory.launch(request)
                 elif self._limits.closed:
                     await kernel.discard(keep_log=False)
                     raise Busy("The server is shutting down")
                 self.index.add(kernel)
-                kernel.use(session_name)
+                kernel.use(session_name, user=user)
             log = kernel_log(self.log, kernel.kernel_id)
             log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
             await self.writer.settled()
@@ -468,6 +473,11 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             state = "pooled" if kernel.role is KernelRole.POOLED else "starting"
             found.setdefault(kernel.kernel_id, (kernel.kernel_name, state))
         return [(kernel_id, *rest) for kernel_id, rest in found.items()]
+
+    def users(self) -> dict[str, str]:
+        """Return the users of kernels, by kernel id; kernels of the operator are not included."""
+        kernels = [*self.index, *self.index.known]
+        return {kernel.kernel_id: kernel.user for kernel in kernels if kernel.user}
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""

@@ -2,6 +2,9 @@
 
 They are kept in memory, and in the registry if there is one. A session ends with its kernel: a
 session whose kernel has ended is removed before the next access.
+
+Each user has their own session for a path. A session or a kernel that a user may not reach is as if
+it did not exist.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
+from kbridge.kernels.users import OPERATOR, User
 
 __all__ = ["Sessions", "new_session_fields", "session_fields", "session_model"]
 
@@ -31,6 +35,7 @@ class _Session:
     name: str | None
     type: str
     kernel_id: str
+    user: str = ""
 
 
 class Sessions:
@@ -48,10 +53,10 @@ class Sessions:
         self._kernels = kernels
         self._writer = writer or RegistryWriter()
         self._sessions: dict[str, _Session] = {}
-        # One lock per path: two requests for a path at the same time make one session.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # One lock per user and path: two requests for a path at the same time make one session.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, body: object) -> dict[str, Any]:
+    async def create(self, body: object, user: User = OPERATOR) -> dict[str, Any]:
         """Create the session of a request, or return the session that its path has already.
 
         Parameters
@@ -59,6 +64,8 @@ class Sessions:
         body : object
             The parsed JSON: path, type, optionally name and kernel (name or id); or the older
             ``{"notebook": {"path"}}``.
+        user : User
+            The user who asks.
 
         Raises
         ------
@@ -69,23 +76,30 @@ class Sessions:
         """
         fields = new_session_fields(body)
         path: str = fields["path"]
-        lock = self._locks.setdefault(path, asyncio.Lock())
+        lock = self._locks.setdefault((user.name, path), asyncio.Lock())
         with self._kernels.starting():
             async with lock:
                 self.drop_orphans()
                 for session in self._sessions.values():
-                    if session.path == path:
+                    if (session.user, session.path) == (user.name, path) and self._may(
+                        user, session
+                    ):
                         return self._model(session)
                 name = fields.get("name")
                 kernel_id = fields.get("kernel_id")
-                if kernel_id is None or kernel_id not in self._kernels:
+                if kernel_id is None or not self._reaches(user, kernel_id):
+                    # The id of another user's kernel is not free, but this user must not learn it.
+                    free = kernel_id is not None and kernel_id not in self._kernels
                     kernel_id = await self._kernels.start_kernel(
                         fields.get("kernel_name"),
                         path=path,
-                        kernel_id=kernel_id,
+                        kernel_id=kernel_id if free else None,
                         session_name=name or path,
+                        user=user.name,
                     )
-                session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
+                session = _Session(
+                    *(str(uuid.uuid4()), path, name, fields["type"], kernel_id, user.name)
+                )
                 self._sessions[session.id] = session
                 self._record(session)
                 await self._writer.settled()
@@ -100,26 +114,26 @@ class Sessions:
             if r.kernel_id not in self._kernels and self._writer.has_kernel(r.kernel_id):
                 continue
             self._sessions[r.session_id] = _Session(
-                r.session_id, r.path, r.name, r.type, r.kernel_id
+                r.session_id, r.path, r.name, r.type, r.kernel_id, r.user
             )
         self.drop_orphans()
 
-    def get(self, session_id: str) -> dict[str, Any]:
+    def get(self, session_id: str, user: User = OPERATOR) -> dict[str, Any]:
         """Return the model of a session.
 
         Raises
         ------
         SessionNotFound
-            If there is no such session, or its kernel has ended.
+            If the user has no such session, or its kernel has ended.
         """
-        return self._model(self._find(session_id))
+        return self._model(self._find(session_id, user))
 
-    def list(self) -> list[dict[str, Any]]:
-        """Return the models of all sessions whose kernels still exist."""
+    def list(self, user: User = OPERATOR) -> list[dict[str, Any]]:
+        """Return the models of a user's sessions whose kernels still exist."""
         self.drop_orphans()
-        return [self._model(session) for session in self._sessions.values()]
+        return [self._model(each) for each in self._sessions.values() if self._may(user, each)]
 
-    async def patch(self, session_id: str, body: object) -> dict[str, Any]:
+    async def patch(self, session_id: str, body: object, user: User = OPERATOR) -> dict[str, Any]:
         """Rename or retype a session, or give it another kernel.
 
         Its old kernel is shut down, unless another session uses it.
@@ -129,21 +143,21 @@ class Sessions:
         InvalidRequest
             If a field is invalid, or no kernel has the given id.
         SessionNotFound
-            If there is no such session.
+            If the user has no such session.
         KernelspecNotFound, KernelLimitReached, KernelStartError
             As the start of a kernel raises them.
         """
         fields = session_fields(body)
-        session = self._find(session_id)
+        session = self._find(session_id, user)
         with self._kernels.starting():
             kernel_id = fields.get("kernel_id")
             if kernel_id is not None:
-                if kernel_id not in self._kernels:
+                if not self._reaches(user, kernel_id):
                     raise InvalidRequest(f"There is no kernel {kernel_id}")
             elif fields.get("kernel_name") is not None:
                 name = session.name or session.path
                 kernel_id = await self._kernels.start_kernel(
-                    fields["kernel_name"], path=session.path, session_name=name
+                    fields["kernel_name"], path=session.path, session_name=name, user=session.user
                 )
                 if self._sessions.get(session_id) is not session:
                     await self._shutdown_unused(kernel_id)
@@ -162,15 +176,15 @@ class Sessions:
                 await self._shutdown_unused(old)
             return self._model(session)
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, user: User = OPERATOR) -> None:
         """End a session and shut its kernel down, even if other sessions use the kernel.
 
         Raises
         ------
         SessionNotFound
-            If there is no such session.
+            If the user has no such session.
         """
-        session = self._find(session_id)
+        session = self._find(session_id, user)
         self._drop(session_id)
         try:
             await self._kernels.shutdown_kernel(session.kernel_id)
@@ -194,10 +208,18 @@ class Sessions:
         except KernelNotFound:
             return  # the kernel has ended
 
-    def _find(self, session_id: str) -> _Session:
+    def _reaches(self, user: User, kernel_id: str) -> bool:
+        if kernel_id not in self._kernels:
+            return False
+        return user.may_reach(self._kernels.model(kernel_id).get("user", ""))
+
+    def _may(self, user: User, session: _Session) -> bool:
+        return user.may_reach(session.user) and self._reaches(user, session.kernel_id)
+
+    def _find(self, session_id: str, user: User) -> _Session:
         self.drop_orphans()
         session = self._sessions.get(session_id)
-        if session is None:
+        if session is None or not self._may(user, session):
             raise SessionNotFound(f"There is no session {session_id}")
         return session
 
@@ -213,7 +235,9 @@ class Sessions:
 
 
 def _row(session: _Session) -> SessionRow:
-    return SessionRow(session.id, session.kernel_id, session.path, session.name, session.type)
+    return SessionRow(
+        *(session.id, session.kernel_id, session.path, session.name, session.type, session.user)
+    )
 
 
 def session_model(row: SessionRow, kernel: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Final
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from kbridge.kernels.users import OPERATOR, User
 from kbridge.page.sampler import Sampler, Watcher
 
 __all__ = ["stream"]
@@ -27,6 +28,7 @@ _COMMENT: Final = b":\n\n"  # browsers ignore it
 async def stream(
     handler: web.RequestHandler,
     sampler: Sampler,
+    user: User = OPERATOR,
     patience: float = _PATIENCE,
     quiet: float = _QUIET,
 ) -> None:
@@ -38,6 +40,8 @@ async def stream(
         The handler of the request, which was authenticated.
     sampler : Sampler
         The sampler.
+    user : User
+        The user who watches, and receives the kernels that they may reach.
     patience : float
         Seconds that the browser may take to read one sample.
     quiet : float
@@ -46,7 +50,7 @@ async def stream(
     handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
     handler.set_header("Cache-Control", "no-store")
     handler.set_header("X-Accel-Buffering", "no")  # nginx would hold the events back
-    watcher = sampler.watch()
+    watcher = sampler.watch(user)
     try:
         while (event := await _next_event(watcher, quiet)) is not None:
             handler.write(event)

@@ -2,7 +2,8 @@
 
 A watcher that has the sample before receives the changed fields of kernels only: most kernels of a
 server are idle, and an idle kernel changes nothing. All others receive the whole sample. Both forms
-are made once, however many watchers there are.
+are made once per user, however many watchers there are: a user receives the kernels that they may
+reach, and an administrator all of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,33 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-__all__ = ["Sample", "SampleBuilder"]
+from kbridge.kernels.users import User
+
+__all__ = ["Part", "Sample", "SampleBuilder"]
+
+
+# Of the server, users who are not administrators see these.
+_PUBLIC: Final = frozenset({"now", "version", "started", "max_kernels", "replica"})
+
+
+class Part(NamedTuple):
+    """A kernel in a sample, or its changes.
+
+    Attributes
+    ----------
+    kernel_id : str
+        The kernel.
+    user : str
+        The name of the user who started it; empty for the operator.
+    content : bytes
+        JSON.
+    """
+
+    kernel_id: str
+    user: str
+    content: bytes
 
 
 class Sample:
@@ -22,21 +47,21 @@ class Sample:
     ----------
     server : mapping
         The fields of the server.
-    kernels : sequence of bytes
-        All kernels, as JSON.
-    changes : sequence of bytes or None
-        The changes since the sample before, as JSON; None if they are not known.
+    kernels : sequence of Part
+        All kernels.
+    changes : sequence of Part or None
+        The changes since the sample before; None if they are not known.
     ids : sequence of str or None
         The ids of all kernels in order, if these have changed.
     """
 
-    __slots__ = ("_changes", "_ids", "_kernels", "_parts", "_server", "_whole")
+    __slots__ = ("_changes", "_ids", "_kernels", "_of", "_parts", "_server", "_whole")
 
     def __init__(
         self,
         server: Mapping[str, Any],
-        kernels: Sequence[bytes],
-        changes: Sequence[bytes] | None,
+        kernels: Sequence[Part],
+        changes: Sequence[Part] | None,
         ids: Sequence[str] | None,
     ) -> None:
         self._server = server
@@ -45,6 +70,23 @@ class Sample:
         self._ids = ids
         self._whole = b""
         self._changes = b""
+        self._of: dict[User, Sample] = {}
+
+    def of(self, user: User) -> Sample:
+        """Return the sample as a user sees it."""
+        if user.admin:
+            return self
+        found = self._of.get(user)
+        if found is None:
+            kernels = [part for part in self._kernels if user.may_reach(part.user)]
+            mine = {part.kernel_id for part in kernels}
+            found = self._of[user] = Sample(
+                {name: value for name, value in self._server.items() if name in _PUBLIC},
+                kernels,
+                None if self._parts is None else [p for p in self._parts if p.kernel_id in mine],
+                None if self._ids is None else [each for each in self._ids if each in mine],
+            )
+        return found
 
     @property
     def whole(self) -> bytes:
@@ -70,6 +112,7 @@ class _Kernel:
 
     figures: Mapping[str, Any]
     content: bytes
+    user: str
 
 
 class SampleBuilder:
@@ -81,24 +124,34 @@ class SampleBuilder:
 
     def _begin(self) -> None:
         self._now: dict[str, _Kernel] = {}
-        self._changes: list[bytes] = []
+        self._changes: list[Part] = []
         self._loses = False
 
-    def add(self, kernel: Mapping[str, Any]) -> None:
-        """Add a kernel, with its `id`. Its JSON is made only if it has changed."""
-        before = (self._before or {}).get(kernel["id"])
-        if before is not None and before.figures == kernel:
-            self._now[kernel["id"]] = before
+    def add(self, kernel: Mapping[str, Any], user: str = "") -> None:
+        """Add a kernel, with its `id`. Its JSON is made only if it has changed.
+
+        Parameters
+        ----------
+        kernel : mapping
+            The figures of the kernel.
+        user : str
+            The name of the user who started it; empty for the operator.
+        """
+        kernel_id = kernel["id"]
+        before = (self._before or {}).get(kernel_id)
+        if before is not None and before.user == user and before.figures == kernel:
+            self._now[kernel_id] = before
             return
         content = _json(kernel)
-        self._now[kernel["id"]] = _Kernel(kernel, content)
-        if before is None:
-            self._changes.append(content)
+        self._now[kernel_id] = _Kernel(kernel, content, user)
+        # The user of a kernel from the pool has seen nothing of it.
+        if before is None or before.user != user:
+            self._changes.append(Part(kernel_id, user, content))
             return
         old = before.figures
         self._loses |= not old.keys() <= kernel.keys()
         changed = {k: v for k, v in kernel.items() if k not in old or old[k] != v}
-        self._changes.append(_json({"id": kernel["id"], **changed}))
+        self._changes.append(Part(kernel_id, user, _json({"id": kernel_id, **changed})))
 
     def finish(self, server: Mapping[str, Any]) -> Sample:
         """Return the sample, and begin the next one.
@@ -114,7 +167,7 @@ class SampleBuilder:
         ids = list(now)
         sample = Sample(
             server,
-            [kernel.content for kernel in now.values()],
+            [Part(each, kernel.user, kernel.content) for each, kernel in now.items()],
             self._changes if known else None,
             None if before is not None and ids == list(before) else ids,
         )
@@ -127,8 +180,9 @@ class SampleBuilder:
         self._begin()
 
 
-def _joined(server: Mapping[str, Any], kernels: Sequence[bytes]) -> bytes:
-    return b'%b,"kernels":[%b]}' % (_json(server)[:-1], b",".join(kernels))
+def _joined(server: Mapping[str, Any], kernels: Sequence[Part]) -> bytes:
+    contents = b",".join([part.content for part in kernels])
+    return b'%b,"kernels":[%b]}' % (_json(server)[:-1], contents)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

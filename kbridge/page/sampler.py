@@ -24,6 +24,7 @@ from tornado.log import app_log
 from kbridge._version import __version__
 from kbridge.hub.clock import Clock
 from kbridge.hub.table import HubTable
+from kbridge.kernels.users import OPERATOR, User
 from kbridge.page.processes import ProcessMeter, Usage
 from kbridge.page.readings import read_hub
 from kbridge.page.sample import Sample, SampleBuilder
@@ -59,6 +60,10 @@ class Source(ABC):
         """Return the URL of the replica that owns each kernel, by kernel id; empty without one."""
         return {}
 
+    def users(self) -> Mapping[str, str]:
+        """Return the names of the users who started kernels, by kernel id; empty without users."""
+        return {}
+
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """Return more figures of the server."""
@@ -67,8 +72,9 @@ class Source(ABC):
 class Watcher:
     """One browser; see `Sampler.watch`."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, user: User) -> None:
         self._sampler = sampler
+        self._user = user
         self._seen = 0
 
     async def next(self) -> bytes | None:
@@ -83,6 +89,7 @@ class Watcher:
         if found is None:
             return None
         before, (self._seen, sample) = self._seen, found
+        sample = sample.of(self._user)
         return sample.changes if before and self._seen == before + 1 else sample.whole
 
     def leave(self) -> None:
@@ -140,9 +147,9 @@ class Sampler:
         """The number of samples so far."""
         return self._number
 
-    def watch(self) -> Watcher:
+    def watch(self, user: User = OPERATOR) -> Watcher:
         """Return a new watcher, which must `leave`; the first one starts the sampler."""
-        watcher = Watcher(self)
+        watcher = Watcher(self, user)
         self._watchers.add(watcher)
         if self._task is None and not self._closed:
             # Rates are of the time in which somebody watches. The thread of the former meter may
@@ -213,7 +220,7 @@ class Sampler:
         usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
         table = source.table
         found: dict[str, tuple[float, int, int]] = {}
-        owners = source.owners()
+        owners, users = source.owners(), source.users()
         for kernel_id, name, state in source.kernels():
             await asyncio.sleep(0)
             kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
@@ -226,7 +233,10 @@ class Sampler:
             kernel |= _usage(usages.get(kernel_id))
             if kernel_id in owners:
                 kernel["replica"] = owners[kernel_id]
-            builder.add(kernel)
+            user = users.get(kernel_id, "")
+            if user:
+                kernel["user"] = user
+            builder.add(kernel, user)
         self._before = found
         server = {
             "now": self._clock.wall(),

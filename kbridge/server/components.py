@@ -38,6 +38,7 @@ from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.credentials import Credentials
+from kbridge.server.auth.users import Users
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.metrics import ServerMetrics
@@ -135,6 +136,7 @@ def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
         allow_origin=check_origins(auth.allow_origin),
         allow_origin_pat=re.compile(auth.allow_origin_pat) if auth.allow_origin_pat else None,
         cookie_secret=auth.cookie_secret,
+        users=auth.resolver is not None,
     )
 
 
@@ -347,8 +349,11 @@ def _tracing() -> Tracing:
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:
     policy = access_policy(config.auth, config.listen)
     hide(policy.cookie_value())
+    resolver = config.auth.resolver
+    users = Users(resolver) if resolver is not None else None
     # The path is part of the name, because two servers behind one proxy may differ only in it.
     path = hashlib.sha256(config.base_url.encode()).hexdigest()[:8]
     # Browsers reach the replicas of a cluster at one address, whichever ports these have.
     place = config.cluster.name or port
-    return Authenticator(policy, config.auth.cors, cookie_name=f"kbridge-{place}-{path}")
+    name = f"kbridge-{place}-{path}"
+    return Authenticator(policy, config.auth.cors, cookie_name=name, users=users)

@@ -14,6 +14,7 @@ from traitlets.config import Configurable
 
 from kbridge.connection.audit import AuditCode
 from kbridge.server.auth.authenticator import Cors
+from kbridge.server.auth.users import Resolver
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.http.request_head import HeadLimits
@@ -87,6 +88,8 @@ class AuthConfig:
         Serve requests whose Host header does not name this machine.
     local_hostnames : tuple of str
         Host names that count as this machine.
+    resolver : Resolver or None
+        Asks another program for the users of tokens; None if there are no users.
     allow_origin, allow_origin_pat : str
         Foreign origins whose pages may use the server: a list with commas, a regular expression.
     cors : Cors
@@ -96,6 +99,7 @@ class AuthConfig:
     cookie_secret: bytes = field(default=b"", repr=False)
     token_is_random: bool = False
     cookie_secret_is_random: bool = False
+    resolver: Resolver | None = None
     allow_remote_access: bool = False
     local_hostnames: tuple[str, ...] = ("localhost",)
     allow_origin: str = ""

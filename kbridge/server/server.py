@@ -355,6 +355,8 @@ class Server:
             await parts.services.sampler.aclose()
         if parts.services.readiness is not None:
             await parts.services.readiness.aclose()
+        if parts.services.auth.users is not None:
+            await parts.services.auth.users.aclose()
 
     def _pass_on(self) -> None:
         """Let the next program of this process have the address, and random credentials."""

@@ -27,6 +27,7 @@ from kbridge.errors import (
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica
 from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.users import User
 from tests.support.waiting import TIMEOUT, until
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
@@ -38,6 +39,7 @@ class Kernels:
     def __init__(self, store: ClusterStore) -> None:
         self.store = store
         self.running: dict[str, str] = {}
+        self.users: dict[str, str] = {}
         self.renamed: list[tuple[str, str]] = []
         self.before_start: Callable[[], Any] = lambda: None
 
@@ -55,6 +57,7 @@ class Kernels:
             "last_activity": "2030-01-01T00:00:00.000000Z",
             "execution_state": "idle",
             "connections": 0,
+            **({"user": self.users[kernel_id]} if self.users.get(kernel_id) else {}),
         }
 
     async def start_kernel(
@@ -64,12 +67,14 @@ class Kernels:
         path: str | None = None,
         kernel_id: str | None = None,
         session_name: str | None = None,
+        user: str = "",
     ) -> str:
         await asyncio.sleep(0)
         self.before_start()
         kernel_id = kernel_id or f"{self.store.replica.replica_id}-{len(self.running)}"
         self.running[kernel_id] = kernel_name or "default"
-        row = KernelRow(kernel_id, self.running[kernel_id], "used", 1, "b", "", "{}")
+        self.users[kernel_id] = user
+        row = KernelRow(kernel_id, self.running[kernel_id], "used", 1, "b", "", "{}", user)
         self.store.write({("kernel", kernel_id): row})
         self.store.renew(600, {kernel_id: shown_state(self.model(kernel_id))})
         return kernel_id
@@ -175,6 +180,42 @@ async def test_a_session_is_the_same_at_each_replica(sides) -> None:
     for side in sides:
         assert await side.sessions.get(model["id"]) == model
         assert await side.sessions.list() == [model]
+
+
+async def test_users_have_separate_sessions_at_all_replicas(sides) -> None:
+    a, b = sides
+    alice, bob, admin = User("alice"), User("bob"), User("root", admin=True)
+    hers, his = await a.sessions.create(NOTEBOOK, alice), await b.sessions.create(NOTEBOOK, bob)
+    assert (hers["kernel"]["user"], his["kernel"]["user"]) == ("alice", "bob")
+    assert (await b.sessions.create(NOTEBOOK, alice))["id"] == hers["id"]
+    for side in (a, b):
+        assert [each["id"] for each in await side.sessions.list(alice)] == [hers["id"]]
+        both = {each["id"] for each in await side.sessions.list(admin)}
+        assert both >= {hers["id"], his["id"]}
+        for refused in (
+            side.sessions.get(hers["id"], bob),
+            side.sessions.patch(hers["id"], {"path": "mine"}, bob),
+            side.sessions.delete(hers["id"], bob),
+        ):
+            with pytest.raises(SessionNotFound):
+                await refused
+        kernel = {"kernel": {"id": hers["kernel"]["id"]}}
+        with pytest.raises(InvalidRequest, match="There is no kernel"):
+            await side.sessions.patch(his["id"], kernel, bob)
+        other = await side.sessions.create(
+            {**NOTEBOOK, "path": side.store.replica.replica_id, **kernel}, bob
+        )
+        assert other["kernel"]["id"] != hers["kernel"]["id"]
+    assert (await a.sessions.get(hers["id"], admin))["kernel"]["id"] == hers["kernel"]["id"]
+
+
+async def test_a_session_whose_kernel_the_user_may_not_reach_any_longer_is_replaced(sides) -> None:
+    a, b = sides
+    kernel_id = await b.kernels.start_kernel(user="bob")
+    body = {**NOTEBOOK, "kernel": {"id": kernel_id}}
+    assert (await a.sessions.create(body, User("ann", admin=True)))["kernel"]["user"] == "bob"
+    assert await a.sessions.list(User("ann")) == []
+    assert (await a.sessions.create(NOTEBOOK, User("ann")))["kernel"]["user"] == "ann"
 
 
 async def test_a_session_of_another_replica_is_deleted_with_its_kernel(sides) -> None:

@@ -19,6 +19,7 @@ class FakeKernels:
         self.kernels: dict[str, str | None] = {}
         self.starts: list[dict[str, str | None]] = []
         self.renamed: list[tuple[str, str]] = []
+        self.users: dict[str, str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = 0  # clients that wait for a start
@@ -33,10 +34,15 @@ class FakeKernels:
         return kernel_id in self.kernels
 
     def model(self, kernel_id):
-        return {"id": kernel_id, "name": self.kernels[kernel_id]}
+        user = self.users.get(kernel_id)
+        return {
+            "id": kernel_id,
+            "name": self.kernels[kernel_id],
+            **({"user": user} if user else {}),
+        }
 
     async def start_kernel(
-        self, kernel_name=None, *, path=None, kernel_id=None, session_name=None
+        self, kernel_name=None, *, path=None, kernel_id=None, session_name=None, user=""
     ) -> str:
         assert self.waiting, "a restart of the server waits until the session has its kernel"
         self.starts.append({"name": kernel_name, "path": path, "session": session_name})
@@ -45,6 +51,7 @@ class FakeKernels:
             raise KernelStartError("broken")
         kernel_id = kernel_id or f"k{len(self.starts)}"
         self.kernels[kernel_id] = kernel_name or "default"
+        self.users[kernel_id] = user
         return kernel_id
 
     async def shutdown_kernel(self, kernel_id: str) -> None:

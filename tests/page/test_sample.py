@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbridge.kernels.users import NOBODY, OPERATOR, User
 from kbridge.page.sample import SampleBuilder
 
 KERNELS = st.dictionaries(
@@ -99,6 +100,42 @@ def test_each_form_is_rendered_once() -> None:
         sample = builder.finish({})
     assert sample.whole is sample.whole
     assert sample.changes is sample.changes
+
+
+def test_a_user_receives_their_kernels_and_the_public_figures_of_the_server() -> None:
+    builder = SampleBuilder()
+    builder.add(kernel("a"), "alice")
+    builder.add(kernel("b"), "bob")
+    builder.add(kernel("c"))
+    sample = builder.finish({"now": 1, "version": "1", "rss": 7, "journals": {}})
+    whole = json.loads(sample.of(User("alice")).whole)
+    assert whole == {"now": 1, "version": "1", "kernels": [kernel("a")]}
+    assert sample.of(User("alice")) is sample.of(User("alice"))
+    assert sample.of(OPERATOR) is sample
+    assert json.loads(sample.of(NOBODY).whole)["kernels"] == []
+
+
+def test_a_kernel_that_gets_a_user_is_new_to_that_user() -> None:
+    builder = SampleBuilder()
+    for user in ("", "alice"):
+        builder.add(kernel("a", cpu=1), user)
+        sample = builder.finish({"now": 0})
+    assert json.loads(sample.of(User("alice")).changes)["kernels"] == [kernel("a", cpu=1)]
+
+
+@given(st.lists(KERNELS, max_size=6), st.dictionaries(st.sampled_from("abcd"), st.just("alice")))
+def test_a_user_who_reads_changes_has_the_whole_sample(
+    steps: list[dict[str, dict[str, int]]], users: dict[str, str]
+) -> None:
+    builder = SampleBuilder()
+    known: list[dict[str, Any]] = []
+    for step in steps:
+        for kernel_id, figures in step.items():
+            builder.add({"id": kernel_id, **figures}, users.get(kernel_id, "bob"))
+        sample = builder.finish({"now": 0}).of(User("alice"))
+        known = complete(known, json.loads(sample.changes))
+        assert known == json.loads(sample.whole)["kernels"]
+        assert {each["id"] for each in known} == step.keys() & users.keys()
 
 
 @given(st.lists(KERNELS, max_size=6))

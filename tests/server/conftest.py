@@ -17,11 +17,13 @@ from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketHandler
 
 from kbridge.errors import KernelNotFound, KernelspecNotFound, KernelStartError, SessionNotFound
+from kbridge.kernels.users import OPERATOR, User
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import ServerActivity, Services
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator, Cors
+from kbridge.server.auth.users import Users
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 
@@ -55,7 +57,12 @@ class FakeKernels:
         self.running: dict[str, dict[str, Any]] = {}
 
     async def start_kernel(
-        self, kernel_name: str | None = None, *, env: Any = None, path: str | None = None
+        self,
+        kernel_name: str | None = None,
+        *,
+        env: Any = None,
+        path: str | None = None,
+        user: str = "",
     ) -> str:
         if kernel_name == "missing":
             raise KernelspecNotFound("no kernelspec is named missing")
@@ -71,6 +78,7 @@ class FakeKernels:
             "last_activity": "2030-01-01T00:00:00.000000Z",
             "execution_state": "idle",
             "connections": 2,
+            **({"user": user} if user else {}),
         }
         return kernel_id
 
@@ -84,6 +92,9 @@ class FakeKernels:
 
     def models(self) -> list[dict[str, Any]]:
         return list(self.running.values())
+
+    def users(self) -> dict[str, str]:
+        return {key: model["user"] for key, model in self.running.items() if "user" in model}
 
     async def restart_kernel(self, kernel_id: str) -> None:
         self.model(kernel_id)
@@ -102,24 +113,26 @@ class FakeSessions:
     def __init__(self) -> None:
         self.known: dict[str, dict[str, Any]] = {}
 
-    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def create(self, body: dict[str, Any], user: User = OPERATOR) -> dict[str, Any]:
         session = {"id": str(uuid.uuid4()), **body}
         self.known[session["id"]] = session
         return session
 
-    def get(self, session_id: str) -> dict[str, Any]:
+    def get(self, session_id: str, user: User = OPERATOR) -> dict[str, Any]:
         if session_id not in self.known:
             raise SessionNotFound(f"no session has the id {session_id}")
         return self.known[session_id]
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self, user: User = OPERATOR) -> list[dict[str, Any]]:
         return [*self.known.values()]
 
-    async def patch(self, session_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def patch(
+        self, session_id: str, body: dict[str, Any], user: User = OPERATOR
+    ) -> dict[str, Any]:
         self.get(session_id).update(body)
         return self.get(session_id)
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: str, user: User = OPERATOR) -> None:
         self.get(session_id)
         del self.known[session_id]
 
@@ -199,6 +212,7 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
         guarded: bool = False,
         clock: Callable[[], float] | None = None,
         tls: ssl.SSLContext | None = None,
+        users: Users | None = None,
         **options: Any,
     ) -> Running:
         sock, port = bind_unused_port()
@@ -208,9 +222,13 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
             sessions=sessions,
             hubs=options.pop("hubs", None),
             auth=Authenticator(
-                AccessPolicy(**{"token": TOKEN, "cookie_secret": b"s", **(policy or {})}),
+                AccessPolicy(
+                    **{"token": TOKEN, "cookie_secret": b"s", **(policy or {})},
+                    users=users is not None,
+                ),
                 Cors(**(cors or {})),
                 "kbridge-test",
+                users,
             ),
             **options,
         )

@@ -16,10 +16,15 @@ def replica_at(url: str, replica_id: str = "other") -> Replica:
 
 
 def kernel_of(
-    replica_id: str, kernel_id: str = "a-kernel", *, state: str = "", role: str = KernelRole.USED
+    replica_id: str,
+    kernel_id: str = "a-kernel",
+    *,
+    state: str = "",
+    role: str = KernelRole.USED,
+    user: str = "",
 ) -> ClusterKernel:
     """Return a kernel that a replica owns."""
-    row = KernelRow(kernel_id, "python3", role, 0, "", "", "{}")
+    row = KernelRow(kernel_id, "python3", role, 0, "", "", "{}", user)
     return ClusterKernel(row, replica_id, "host", 1, state)
 
 

@@ -51,6 +51,7 @@ class AttachedKernel(Kernel):
         self.kernel_name = manager.kernel_name
         self.manager: AttachedKernelManager = manager
         self.ended = False
+        self.user = ""
         self._hubs = services.hubs
         self._hub = services.hubs.open(manager.kernel_id, manager.get_connection_info())
         self._options = services.options

@@ -23,6 +23,7 @@ from kbridge.kernels.lifecycle.launchable import check_launchable
 from kbridge.kernels.lifecycle.seed import Seed, load_seed
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.models import KernelRow
+from kbridge.kernels.registry.persistent import USERNAME
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.specs import Specs
 
@@ -49,6 +50,8 @@ class KernelRequest:
         The id of the kernel; None for a new one.
     session_name : str or None
         The value of JPY_SESSION_NAME.
+    user : str
+        The name of the user whose kernel it is; empty for the operator.
     """
 
     name: str
@@ -57,6 +60,7 @@ class KernelRequest:
     env: Mapping[str, Any] | None = None
     kernel_id: str | None = None
     session_name: str | None = None
+    user: str = ""
 
 
 class KernelFactory:
@@ -179,6 +183,8 @@ class KernelFactory:
         environment = self.environment(request.env)
         if request.session_name:
             environment["JPY_SESSION_NAME"] = request.session_name
+        if request.user:  # a request must not name another user
+            environment[USERNAME] = request.user
         check_launchable(request.name, spec.argv, {**environment, **spec.env})
         manager = self._make(request.name, self._new_id(request.kernel_id))
         manager.configure(
@@ -187,6 +193,7 @@ class KernelFactory:
             inherits_env=request.env is None,
             independent=self._services.writer.enabled,
         )
+        manager.user = request.user
         kernel = StartedKernel(manager, self._services)
         seed = self._seed if self._seed is not None and self._seed.fits(request.name) else None
         cwd = request.cwd or Path(self._options.root_dir)

@@ -62,6 +62,11 @@ class StartedKernel(Kernel):
         return self.process.hub
 
     @property
+    def user(self) -> str:  # type: ignore[override]  # the manager records it
+        """The name of the user who started the kernel; empty for the operator."""
+        return self.manager.user
+
+    @property
     def role(self) -> KernelRole:
         """The use of the kernel: starting, pooled or used."""
         return self.manager.role
@@ -150,15 +155,18 @@ class StartedKernel(Kernel):
         self.manager.set_role(KernelRole.POOLED, fingerprint)
         self.process.record()
 
-    def use(self, session_name: str | None = None) -> None:
+    def use(self, session_name: str | None = None, *, user: str = "") -> None:
         """Put the kernel in use: watch its process and restart it when it ends.
 
         Parameters
         ----------
         session_name : str, optional
             The value of JPY_SESSION_NAME from the next restart on.
+        user : str
+            The name of the user whose kernel it is; empty for the operator.
         """
         self.manager.set_role(KernelRole.USED)
+        self.manager.give_to(user)
         if session_name:
             self.manager.update_env(env={"JPY_SESSION_NAME": session_name})
         hub = self.process.hub

@@ -321,17 +321,17 @@ class ClusterStore:
             query = self._sessions().where(SESSIONS.c.session_id == session_id)
             return next(iter(_sessions(connection, query)), None)
 
-    def session_for_path(self, path: str) -> SessionRow | None:
-        """Return the session of a document, or None."""
+    def session_for_path(self, path: str, user: str = "") -> SessionRow | None:
+        """Return the session of a user for a document, or None."""
         with self.registry.transaction(_READ) as connection:
-            query = self._sessions().where(SESSIONS.c.path == path)
+            query = self._sessions_for(path, user)
             return next(iter(_sessions(connection, query)), None)
 
     def create_session(self, row: SessionRow) -> SessionRow:
-        """Add a session, unless its path has one; return the session of the path."""
+        """Add a session, unless its user has one for the path; return the session of the path."""
         with self.registry.transaction(_WRITTEN) as connection:
             self._change(connection)  # so that two replicas do this one after the other
-            query = self._sessions().where(SESSIONS.c.path == row.path)
+            query = self._sessions_for(row.path, row.user)
             found = next(iter(_sessions(connection, query)), None)
             if found is None:
                 connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(row)}])
@@ -533,6 +533,9 @@ class ClusterStore:
 
     def _sessions(self) -> Select[Any]:
         return select(SESSIONS).where(SESSIONS.c.address == self._cluster)
+
+    def _sessions_for(self, path: str, user: str) -> Select[Any]:
+        return self._sessions().where(SESSIONS.c.path == path, SESSIONS.c.user_name == user)
 
     def _drop_session(self, connection: Connection, session_id: str) -> bool:
         done = connection.execute(

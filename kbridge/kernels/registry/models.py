@@ -80,6 +80,8 @@ class KernelRow:
         The path of its log file.
     details : str
         The rest, as `encode` writes it: connection, provisioner, kernelspec, launch arguments.
+    user : str
+        The name of the user who started it; empty for the operator.
     """
 
     kernel_id: str
@@ -89,17 +91,19 @@ class KernelRow:
     start_id: str
     log_path: str
     details: str = field(repr=False)  # contains the key
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session: which document uses which kernel."""
+    """A session: which document uses which kernel, and the name of the user who created it."""
 
     session_id: str
     kernel_id: str
     path: str
     name: str | None
     type: str
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

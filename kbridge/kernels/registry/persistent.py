@@ -33,7 +33,10 @@ from kbridge.kernels.lifecycle.processes import (
 )
 from kbridge.kernels.registry.models import KernelRole, KernelRow, decode, encode
 
-__all__ = ["PersistentKernel"]
+__all__ = ["USERNAME", "PersistentKernel"]
+
+USERNAME: Final = "KERNEL_USERNAME"
+"""The variable in which provisioners and kernels find the name of the user."""
 
 _SPEC_FIELDS: Final = (
     *("argv", "env", "display_name", "language", "interrupt_mode", "metadata", "resource_dir"),
@@ -56,6 +59,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         True after `abandon`: no process is started any longer.
     pool_fingerprint : str
         A digest of what a kernel that was started for a pool was made from; else empty.
+    user : str
+        The name of the user who started the kernel; empty for the operator.
     identities : list of bytes
         The ZeroMQ identities of the kernel's hub and of earlier hubs, newest last.
     output : KernelLog
@@ -72,6 +77,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self.abandoned = False
         self._starting = False
         self.pool_fingerprint = ""
+        self.user = ""
         self.identities: list[bytes] = []
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
@@ -87,6 +93,12 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         """Set the use of the kernel, and what a pooled kernel was made from."""
         self.role = role
         self.pool_fingerprint = pool_fingerprint or self.pool_fingerprint
+
+    def give_to(self, user: str) -> None:
+        """Set the user whose kernel it is; the next process gets the name in KERNEL_USERNAME."""
+        self.user = user
+        if user:
+            self.update_env(env={USERNAME: user})
 
     # -- recording ----------------------------------------------------------------------------
 
@@ -153,6 +165,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             start_id=start_id(pid) if pid else "",
             log_path=str(self.output.path.absolute()),
             details=text,
+            user=self.user,
         )
 
     def _recorded_launch(self) -> dict[str, Any]:
@@ -217,6 +230,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
 
     def _restore(self, row: KernelRow, details: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.role = KernelRole(row.role)
+        self.user = row.user
         self.independent = True
         # An earlier version recorded one identity. A kernel that was starting may have none.
         old = [details["identity"]] if "identity" in details else []

@@ -46,7 +46,7 @@ _MEANINGS: Final = {
     "disk I/O error": "its disk gives an error, or has no room left",
 }
 # Schema version, kernels and sessions of a registry without rows, see `schema.SCHEMA_VERSION`.
-_BARE: Final = {(version, 0, 0) for version in range(1, 5)}
+_BARE: Final = {(version, 0, 0) for version in range(1, 6)}
 
 
 def secrets_of(url: str) -> set[str]:

@@ -42,8 +42,8 @@ __all__ = [
 
 # Version 2 has the tables of version 1, with the pid namespace in each `birth`. Programs that know
 # only version 1 would take the process of such a row for one that has ended. Version 3 adds
-# clusters, and version 4 the duration of each lease.
-SCHEMA_VERSION: Final = 4
+# clusters, version 4 the duration of each lease, and version 5 the users of kernels and sessions.
+SCHEMA_VERSION: Final = 5
 # An arbitrary number that PostgreSQL locks while the tables are made or changed.
 _LOCK: Final = 0x6B627269646765
 
@@ -66,6 +66,7 @@ _CLUSTER_COLUMNS: Final = {
     "state": "TEXT NOT NULL DEFAULT ''",
 }
 _LEASE_SECONDS: Final = "DOUBLE PRECISION NOT NULL DEFAULT 0"
+_USER_NAME: Final = "TEXT NOT NULL DEFAULT ''"
 KERNELS: Final = Table(
     "kbridge_kernels",
     _META,
@@ -80,6 +81,7 @@ KERNELS: Final = Table(
     Column("replica_id", String(80), nullable=False, server_default=""),
     Column("changed", BigInteger, nullable=False, server_default="0"),
     Column("state", Text, nullable=False, server_default=""),
+    Column("user_name", Text, nullable=False, server_default=""),
 )
 SESSIONS: Final = Table(
     "kbridge_sessions",
@@ -90,6 +92,7 @@ SESSIONS: Final = Table(
     Column("path", Text, nullable=False),
     Column("name", Text),
     Column("type", Text, nullable=False),
+    Column("user_name", Text, nullable=False, server_default=""),
 )
 # `revision` counts the changes of a cluster. A transaction that changes a kernel raises it, which
 # locks the row: so changes become visible in the order of their revisions.
@@ -167,6 +170,10 @@ def check_schema(connection: Connection) -> None:
     if found == 3:  # before, there were no replicas
         column = f"lease_seconds {_LEASE_SECONDS}"
         connection.execute(text(f"ALTER TABLE {REPLICAS.name} ADD COLUMN {column}"))
+    if found is not None and found < 5:
+        for table in (KERNELS, SESSIONS):
+            column = f"user_name {_USER_NAME}"
+            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column}"))
     _META.create_all(connection)
     if found is None:
         connection.execute(insert(_SCHEMA), [{"version": SCHEMA_VERSION}])

@@ -31,8 +31,9 @@ __all__ = ["SCHEMA_VERSION", "Key", "Store", "columns_of", "fields_of"]
 Key = tuple[str, str]
 
 _CHUNK: Final = 200
-# Fields of the rows whose columns have other names, from the time of version 1.
-_COLUMNS: Final = {"role": "standing", "start_id": "birth"}
+# Fields of the rows whose columns have other names: from the time of version 1, and because `user`
+# is a word of SQL.
+_COLUMNS: Final = {"role": "standing", "start_id": "birth", "user": "user_name"}
 _FIELDS: Final = {column: field for field, column in _COLUMNS.items()}
 _TABLES: Final = {"kernel": (KERNELS, "kernel_id"), "session": (SESSIONS, "session_id")}
 

@@ -11,12 +11,22 @@ from functools import cached_property
 from http.client import responses
 from types import TracebackType
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 from tornado import web
 from tornado.log import app_log
 
-from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_AUTH
-from kbridge.errors import Forbidden, HubClosed, InvalidRequest, KbridgeError, NotFound
+from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_ADMIN, CLIENT_AUTH, CLIENT_USER
+from kbridge.errors import (
+    Forbidden,
+    HubClosed,
+    InvalidRequest,
+    KbridgeError,
+    KernelNotFound,
+    NotFound,
+    UsersUnavailable,
+)
+from kbridge.kernels.users import NOBODY, User
 from kbridge.server.api.services import Model, Services
 from kbridge.server.auth.access_policy import AuthMethod
 from kbridge.server.http.request_head import Meter, meter_of
@@ -140,6 +150,10 @@ class AccessMixin(ErrorsMixin):
     auth_method : AuthMethod or None
         The method of authentication; None if the client was not authenticated, and did not have
         to be.
+    user : User
+        The client.
+    problem : str
+        Why that could not be found out, although the resource does not need to know; else empty.
     meter : Meter or None
         Measures the CPU time of unauthenticated requests.
     """
@@ -148,6 +162,8 @@ class AccessMixin(ErrorsMixin):
     for_replicas: ClassVar[bool] = False
     passed_on: bool = False
     auth_method: AuthMethod | None = None
+    user: User = NOBODY
+    problem: str = ""
     meter: Meter | None = None
 
     def prepare(self) -> None:
@@ -156,11 +172,14 @@ class AccessMixin(ErrorsMixin):
         if self.meter is not None:
             self.meter.begin()
         decision = self.services.auth.decide(self.request, public=self.public)
+        if not decision.allowed and decision.problem:
+            raise UsersUnavailable(decision.problem)
         if not decision.allowed:
             raise Forbidden(decision.reason)
         if self.services.closing:  # a connection that is kept alive may still bring requests
             raise HubClosed("the server is shutting down")
-        self.auth_method = decision.auth_method
+        self.auth_method, self.problem = decision.auth_method, decision.problem
+        self.user = decision.user or NOBODY
         if self.auth_method is not None:
             # Without the token a connection may carry one request only, see `ConnectionLimiter`.
             self.keeps_connection = True
@@ -169,6 +188,7 @@ class AccessMixin(ErrorsMixin):
                 self.meter.stop()
         if self.auth_method is AuthMethod.CLUSTER:
             self._take_client()
+        self.current_user = self.user.name or None  # for the audit log
 
     def _take_client(self) -> None:
         """Read from which client another replica has the request."""
@@ -179,6 +199,24 @@ class AccessMixin(ErrorsMixin):
         self.request.remote_ip = headers.get(CLIENT_ADDRESS) or self.request.remote_ip
         with suppress(ValueError):
             self.auth_method = AuthMethod(headers.get(CLIENT_AUTH, ""))
+        if CLIENT_USER in headers:  # else it is a request of the other replica itself
+            self.user = User(unquote(headers[CLIENT_USER]), headers.get(CLIENT_ADMIN) == "true")
+
+    def check_reach(self, kernel_id: str) -> None:
+        """Raise `KernelNotFound` if the user may not reach a kernel of this server.
+
+        Users who are not administrators get the same error if there is no such kernel.
+        """
+        if self.user.admin:
+            return
+        model = self.services.kernels.model(kernel_id)
+        if not self.user.may_reach(model.get("user", "")):
+            raise KernelNotFound(f"There is no kernel {kernel_id}")
+
+    def require_admin(self) -> None:
+        """Raise `Forbidden` if the client is a user who is not an administrator."""
+        if not self.user.admin:
+            raise Forbidden("only administrators may do this")
 
     def on_finish(self) -> None:
         """Add the CPU time of the reply."""

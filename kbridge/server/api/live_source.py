@@ -54,6 +54,11 @@ class ServerSource(Source):
         me = cluster.view.me.url
         return others | {kernel_id: me for kernel_id, _, _ in self._services.kernels.states()}
 
+    def users(self) -> Mapping[str, str]:
+        """Return the names of the users who started kernels, by kernel id."""
+        others = {kernel.kernel_id: kernel.user for kernel in self._services.cluster or ()}
+        return others | self._services.kernels.users()
+
     def pids(self) -> Mapping[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""
         return self._services.kernels.pids()

@@ -16,7 +16,10 @@ __all__ = ["MetricsHandler", "make_metrics_application"]
 
 
 class MetricsHandler(AccessMixin):
-    """`/metrics`, for clients that have the server's token, or the token of the metrics."""
+    """`/metrics`, for the operator, administrators, and clients that have the token of the metrics.
+
+    The values are those of all kernels together, so users do not see them.
+    """
 
     public = True
 
@@ -24,8 +27,11 @@ class MetricsHandler(AccessMixin):
         """Check access: the policy of the server first, then the token of the metrics."""
         super().prepare()
         preflight = self.request.method == "OPTIONS"
-        if self.auth_method is None and not preflight and not self._has_metrics_token():
+        if self.user.admin or preflight or self._has_metrics_token():
+            return
+        if self.auth_method is None:
             raise Forbidden("a valid token is needed")
+        self.require_admin()
 
     def _has_metrics_token(self) -> bool:
         token = self.services.metrics_token.encode()

@@ -11,7 +11,8 @@ import importlib.metadata
 import platform
 
 from kbridge._version import __version__
-from kbridge.errors import NotFound
+from kbridge.errors import NotFound, UsersUnavailable
+from kbridge.kernels.users import OPERATOR, visible
 from kbridge.page import events, files
 from kbridge.server.api.access import AccessMixin, ApiHandler
 from kbridge.server.api.login import HtmlHandler
@@ -40,7 +41,12 @@ class _BrowserHandler(HtmlHandler):
 
     def admit(self) -> bool:
         """Return False after a redirect to the login form; a token in the URL becomes a cookie."""
-        if self.auth_method is None:
+        if self.problem:
+            raise UsersUnavailable(self.problem)
+        # Somebody else may have made a link with the token of a user: the browser would then work
+        # with that user's kernels, and its own user would not notice.
+        foreign = self.auth_method is AuthMethod.QUERY and self.user != OPERATOR
+        if self.auth_method is None or foreign:
             self.redirect_to_login()
             return False
         if self.auth_method is AuthMethod.QUERY:
@@ -69,7 +75,7 @@ class PageHandler(_BrowserHandler):
 
     def _show_overview(self) -> None:
         services = self.services
-        models = services.kernels.models()
+        models = visible(self.user, services.kernels.models())
         facts = {
             "Version": __version__,
             "Python": platform.python_version(),
@@ -138,7 +144,7 @@ class LiveHandler(ApiHandler):
         if sampler is None:
             raise NotFound("the pages are turned off; see KbridgeApp.page")
         self.require_listing()
-        await events.stream(self, sampler)
+        await events.stream(self, sampler, self.user)
 
 
 class ReadmeHandler(AccessMixin):

@@ -15,12 +15,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from tornado.websocket import WebSocketHandler
 
-from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_AUTH, RESTART_SECONDS, api_path
-from kbridge.errors import Busy, Misdirected, RegistryError
+from kbridge.cluster.protocol import (
+    CLIENT_ADDRESS,
+    CLIENT_ADMIN,
+    CLIENT_AUTH,
+    CLIENT_USER,
+    RESTART_SECONDS,
+    api_path,
+)
+from kbridge.errors import Busy, KernelNotFound, Misdirected, RegistryError
 from kbridge.link import handshake
 from kbridge.link.transport import SocketTransport
 from kbridge.server.api.access import AccessMixin, ApiHandler
@@ -53,6 +60,8 @@ async def find_remote(handler: AccessMixin, kernel_id: str) -> RemoteKernel | No
 
     Raises
     ------
+    KernelNotFound
+        If the user may not reach it.
     Misdirected
         If another replica has passed on the request, and this one does not serve the kernel.
     Busy
@@ -68,6 +77,8 @@ async def find_remote(handler: AccessMixin, kernel_id: str) -> RemoteKernel | No
         return None
     if handler.passed_on:
         raise Misdirected(f"this replica does not serve the kernel {kernel_id}")
+    if found is not None and not handler.user.may_reach(found.user):
+        raise KernelNotFound(f"There is no kernel {kernel_id}")
     return found
 
 
@@ -98,13 +109,21 @@ class KernelApiHandler(ApiHandler):
     for_replicas = True
 
     async def prepare(self) -> None:  # type: ignore[override]
-        """Check access, and pass the request on if another replica serves the kernel."""
+        """Check access, and pass the request on if another replica serves the kernel.
+
+        Raises
+        ------
+        KernelNotFound
+            If the user may not reach it.
+        """
         super().prepare()
         if self.request.method == "OPTIONS":
             return
         kernel = await find_remote(self, self.path_args[0])
         if kernel is not None:
             await self._pass_on(kernel)
+        if not self._finished:
+            self.check_reach(self.path_args[0])
 
     async def _pass_on(self, kernel: RemoteKernel) -> None:
         request = self.request
@@ -210,6 +229,8 @@ def _client(handler: AccessMixin) -> dict[str, str]:
     return {
         CLIENT_ADDRESS: handler.request.remote_ip or "",
         CLIENT_AUTH: str(handler.auth_method or ""),
+        CLIENT_USER: quote(handler.user.name, safe=""),
+        CLIENT_ADMIN: "true" if handler.user.admin else "false",
     }
 
 

@@ -16,6 +16,7 @@ from kbridge._version import __version__
 from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotFound, NotSupported
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.lifecycle.launchable import is_passable
+from kbridge.kernels.users import User, visible
 from kbridge.server.api.access import AccessMixin, ApiHandler, expect
 from kbridge.server.api.pass_on import KernelApiHandler
 from kbridge.server.api.services import Model, maybe_await
@@ -38,15 +39,21 @@ __all__ = [
     "find_resource",
 ]
 
-# All clients share one token, so there is one identity. The fields are Jupyter Server's.
-_IDENTITY = {
-    "username": "anonymous",
-    "name": "Anonymous",
-    "display_name": "Anonymous",
-    "initials": "A",
-    "avatar_url": None,
-    "color": None,
-}
+
+def identity_of(user: User) -> Model:
+    """Return the identity of a client, with the fields of Jupyter Server.
+
+    Clients that have the token of the server share one identity.
+    """
+    name = user.name or "Anonymous"
+    return {
+        "username": user.name or "anonymous",
+        "name": name,
+        "display_name": name,
+        "initials": name[0].upper(),
+        "avatar_url": None,
+        "color": None,
+    }
 
 
 class VersionHandler(ApiHandler):
@@ -75,15 +82,17 @@ class StatusHandler(ApiHandler):
         With `?statistics=1`, include the counters of each kernel's hub, with the kernel's id only
         if kernels may be listed, and those of the journals on disk.
         """
-        services = self.services
-        models = services.kernels.models()
+        services, user = self.services, self.user
+        models = visible(user, services.kernels.models())
+        # Other users' requests are not shown to a user.
+        last = services.activity.last_request if user.admin else services.activity.started
         status = {
             "connections": sum(int(model["connections"]) for model in models),
             "kernels": len(models),
             # All timestamps have one format, so that the latest is also the largest string.
             "last_activity": max(
                 [
-                    timestamp(services.activity.last_request),
+                    timestamp(last),
                     *(str(m["last_activity"]) for m in models),
                 ]
             ),
@@ -91,11 +100,14 @@ class StatusHandler(ApiHandler):
         }
         if self.get_query_argument("statistics", "0") not in ("", "0", "false"):
             named = services.list_kernels
+            users = services.kernels.users()
             status["hubs"] = [
                 {**({"kernel_id": kernel_id} if named else {}), **statistics}
                 for kernel_id, statistics in services.hubs.statistics().items()
+                if user.may_reach(users.get(kernel_id, ""))
             ]
-            status["journals"] = services.hubs.journal_statistics()
+            if user.admin:
+                status["journals"] = services.hubs.journal_statistics()
         self.reply(status)
 
 
@@ -105,7 +117,7 @@ class MeHandler(ApiHandler):
     activity = False
 
     def get(self) -> None:
-        """Answer `{"identity", "permissions"}`; the token permits everything."""
+        """Answer `{"identity", "permissions"}`; the permissions are those that were asked for."""
         try:
             wanted = json.loads(self.get_argument("permissions", "{}"))
         except (ValueError, RecursionError):
@@ -115,7 +127,7 @@ class MeHandler(ApiHandler):
             for actions in wanted.values()
         ):
             raise InvalidRequest("permissions is not an object of lists of strings")
-        self.reply({"identity": _IDENTITY, "permissions": wanted})
+        self.reply({"identity": identity_of(self.user), "permissions": wanted})
 
 
 class ShutdownHandler(ApiHandler):
@@ -123,6 +135,7 @@ class ShutdownHandler(ApiHandler):
 
     def post(self) -> None:
         """Reply, then start the shutdown."""
+        self.require_admin()
         shutdown = self.services.shutdown
         if shutdown is None:
             raise NotSupported("this server cannot be shut down by a request")
@@ -136,6 +149,7 @@ class ServerRestartHandler(ApiHandler):
 
     async def post(self) -> None:
         """Check that nothing is lost, request the restart, and reply with the version."""
+        self.require_admin()
         restart = self.services.restart
         if restart is None:
             raise NotSupported("this server cannot be restarted by a request")
@@ -305,7 +319,7 @@ class KernelsHandler(ApiHandler):
         models = self.services.kernels.models()
         if cluster is not None:
             models += cluster.models({str(model["id"]) for model in models})
-        self.reply(models)
+        self.reply(visible(self.user, models))
 
     async def post(self) -> None:
         """Start a kernel."""
@@ -315,6 +329,7 @@ class KernelsHandler(ApiHandler):
             kernel_name=expect(body, "name", str) or None,
             env=env_of(body),
             path=expect(body, "path", str),
+            user=self.user.name,
         )
         self.reply_created(kernels.model(kernel_id), "kernels", kernel_id)
 
@@ -356,11 +371,11 @@ class SessionsHandler(ApiHandler):
     async def get(self) -> None:
         """List the sessions."""
         self.require_listing()
-        self.reply(await maybe_await(self.services.sessions.list()))
+        self.reply(await maybe_await(self.services.sessions.list(self.user)))
 
     async def post(self) -> None:
         """Create a session with its kernel, or return the session of the same path."""
-        model = await self.services.sessions.create(self.body())
+        model = await self.services.sessions.create(self.body(), self.user)
         self.reply_created(model, "sessions", str(model["id"]))
 
 
@@ -369,13 +384,13 @@ class SessionHandler(ApiHandler):
 
     async def get(self, session_id: str) -> None:
         """Describe a session."""
-        self.reply(await maybe_await(self.services.sessions.get(session_id)))
+        self.reply(await maybe_await(self.services.sessions.get(session_id, self.user)))
 
     async def patch(self, session_id: str) -> None:
         """Rename a session, or give it another kernel."""
-        self.reply(await self.services.sessions.patch(session_id, self.body()))
+        self.reply(await self.services.sessions.patch(session_id, self.body(), self.user))
 
     async def delete(self, session_id: str) -> None:
         """Delete a session and its kernel."""
-        await self.services.sessions.delete(session_id)
+        await self.services.sessions.delete(session_id, self.user)
         self.set_status(204)

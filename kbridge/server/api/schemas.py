@@ -164,7 +164,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "last_activity": _TIME,
             "execution_state": _text(enum=list(_KERNEL_STATES)),
             "connections": _count("Open websockets"),
-        }
+            "user": _text("The user who started it, if the server knows users"),
+        },
+        optional=("user",),
     ),
     "Execution": _object(
         {

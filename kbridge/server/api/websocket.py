@@ -37,7 +37,7 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
         Raises
         ------
         KernelNotFound
-            If no kernel has this id.
+            If no kernel has this id, or the user may not reach it.
         InvalidRequest
             If the request is not the handshake of a websocket.
         """
@@ -47,6 +47,7 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
             self._need_upgrade()
             if await pass_websocket(self, remote):
                 return
+        self.check_reach(kernel_id)
         if kernel_id not in kernels:
             raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
         self._need_upgrade()

@@ -9,12 +9,15 @@ Invariants:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import ipaddress
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from kbridge.kernels.users import OPERATOR, User
 
 __all__ = [
     "AccessPolicy",
@@ -28,6 +31,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?", re.IGNO
 _ORIGIN = re.compile(r"(https?)://([^/\s]+)", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_USER = "user."  # the beginning of a cookie with the token of a user
 
 
 class AuthMethod(StrEnum):
@@ -65,10 +69,24 @@ class RequestInfo:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result; `reason` is empty if the request is allowed."""
+    """The result.
+
+    Attributes
+    ----------
+    reason : str
+        Why the request is refused; empty if it is allowed.
+    auth_method : AuthMethod or None
+        The method of authentication; None if the client was not authenticated.
+    user : User or None
+        The client; None if it is not known.
+    problem : str
+        The reason for which the client could not be identified; else empty.
+    """
 
     reason: str = ""
     auth_method: AuthMethod | None = None
+    user: User | None = None
+    problem: str = ""
 
     @property
     def allowed(self) -> bool:
@@ -109,6 +127,9 @@ class AccessPolicy:
         Key of the cookie's value; the cookie does not contain the token.
     cluster_secret : str
         The secret that the other replicas of the cluster show; empty without a cluster.
+    users : bool
+        True if clients may be users that another program knows. Then an empty `token` only means
+        that nobody has it.
     """
 
     token: str = field(default="", repr=False)
@@ -118,16 +139,35 @@ class AccessPolicy:
     allow_origin_pat: re.Pattern[str] | None = None
     cookie_secret: bytes = field(default=b"", repr=False)
     cluster_secret: str = field(default="", repr=False)
+    users: bool = False
 
     @property
     def auth_enabled(self) -> bool:
         """True if clients must show a token."""
-        return bool(self.token)
+        return bool(self.token) or self.users
 
     def cookie_value(self) -> str:
         """Return the value of the login cookie."""
         key = hashlib.sha256(b"kbridge-cookie:" + self.cookie_secret).digest()
         return hmac.new(key, self.token.encode(), hashlib.sha256).hexdigest()
+
+    def user_cookie(self, token: str) -> str:
+        """Return the value of the login cookie of a user with that token, which it contains."""
+        text = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+        return f"{_USER}{text}.{self._sign(text)}"
+
+    def user_token(self, cookie: str) -> str:
+        """Return the token in a login cookie; empty if this server has not made the cookie."""
+        text, _, signature = cookie.removeprefix(_USER).partition(".")
+        if not cookie.startswith(_USER) or not hmac.compare_digest(
+            signature.encode("utf-8", "replace"), self._sign(text).encode()
+        ):
+            return ""
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+
+    def _sign(self, text: str) -> str:
+        key = hashlib.sha256(b"kbridge-user-cookie:" + self.cookie_secret).digest()
+        return hmac.new(key, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def is_token(self, offered: bytes) -> bool:
         """True if `offered` is the token; compares in constant time.
@@ -186,7 +226,7 @@ class AccessPolicy:
     def identify(self, request: RequestInfo) -> AuthMethod | None:
         """Return which credential of a request is valid; None if none is."""
         if not self.token:
-            return AuthMethod.OFF
+            return None if self.users else AuthMethod.OFF
         if self.is_token(request.authorization):
             return AuthMethod.HEADER
         if self.is_token(request.query_token):
@@ -196,7 +236,13 @@ class AccessPolicy:
             return AuthMethod.COOKIE
         return None
 
-    def decide(self, request: RequestInfo, *, public: bool = False) -> Decision:
+    def decide(
+        self,
+        request: RequestInfo,
+        *,
+        public: bool = False,
+        found: tuple[AuthMethod, User] | None = None,
+    ) -> Decision:
         """Decide whether a request is allowed.
 
         Parameters
@@ -204,11 +250,13 @@ class AccessPolicy:
         request : RequestInfo
         public : bool
             True if the resource needs no token; Host and Origin are checked in any case.
+        found : tuple of (AuthMethod, User), optional
+            A user that another program knows by a token in the request.
         """
         # Host and Origin protect browsers, and no page knows this secret.
         if request.cluster_secret and self.cluster_secret:
             if hmac.compare_digest(request.cluster_secret, self.cluster_secret.encode()):
-                return Decision(auth_method=AuthMethod.CLUSTER)
+                return Decision(auth_method=AuthMethod.CLUSTER, user=OPERATOR)
             return Decision(
                 "the secret of the cluster is wrong: do all replicas have the same"
                 " KbridgeApp.registry_url and KbridgeApp.cluster?"
@@ -218,21 +266,25 @@ class AccessPolicy:
                 "the Host header does not name a local host; set KbridgeApp.local_hostnames or "
                 "KbridgeApp.allow_remote_access to serve under that name"
             )
-        auth_method = self.identify(request)
+        auth_method, user = self.identify(request), None
+        if auth_method is not None:
+            user = OPERATOR
+        elif found is not None:
+            auth_method, user = found
         # A page cannot put the token into a header without knowing it, and a browser never adds it
         # by itself. So the Origin does not matter then: a proxy that sends its own name as Host
         # must not lock such clients out.
         if auth_method is not AuthMethod.HEADER and not self._origin_acceptable(request):
             return Decision("cross-origin request refused; see KbridgeApp.allow_origin")
         if public or request.method == "OPTIONS":  # a preflight never carries credentials
-            return Decision(auth_method=auth_method)
+            return Decision(auth_method=auth_method, user=user)
         if auth_method is None:
             return Decision("a valid token is needed")
         if request.method not in _SAFE and not self._may_change(request, auth_method):
             return Decision(
                 "a browser's request that changes something must come from this server's own page"
             )
-        return Decision(auth_method=auth_method)
+        return Decision(auth_method=auth_method, user=user)
 
     def _origin_acceptable(self, request: RequestInfo) -> bool:
         """True if the Origin of a request is allowed.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
 
 from tornado import httputil
 
 from kbridge.cluster.protocol import CLUSTER_SCHEME
-from kbridge.server.auth.access_policy import AccessPolicy, Decision, RequestInfo
+from kbridge.kernels.users import User
+from kbridge.server.auth.access_policy import AccessPolicy, AuthMethod, Decision, RequestInfo
+from kbridge.server.auth.users import Credential, Users
 
 __all__ = [
     "XSRF_COOKIE",
@@ -21,6 +25,8 @@ __all__ = [
 
 # The name that Jupyter's clients expect. The cookie is not a secret: see `access_policy`.
 XSRF_COOKIE = "_xsrf"
+# JupyterHub's cookie for a login, which ends with a logout there.
+_HUB_SESSION = "jupyterhub-session-id"
 _AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
 # Sent in replies to preflight requests if the settings are empty; the same as in Jupyter Server.
 _ALLOW_HEADERS = "accept, content-type, authorization, x-xsrftoken"
@@ -80,15 +86,58 @@ class Authenticator:
     cors : Cors
     cookie_name : str
         The name of the login cookie.
+    users : Users, optional
+        The users that another program knows.
     """
 
     policy: AccessPolicy
     cors: Cors = field(default_factory=Cors)
     cookie_name: str = "kbridge"
+    users: Users | None = None
+
+    def lookup(self, request: httputil.HTTPServerRequest) -> Coroutine[None, None, None] | None:
+        """Return a coroutine that finds out who sends a request; None if that is known.
+
+        It must have ended before `decide` is called.
+        """
+        if self.users is None:
+            return None
+        info = request_info(request, self.cookie_name)
+        if info.cluster_secret or self.policy.identify(info) is not None:
+            return None
+        lookups = [self.users.lookup(each) for _, each in self._credentials(info, request)]
+        found = [each for each in lookups if each is not None]
+        return _all(found) if found else None
 
     def decide(self, request: httputil.HTTPServerRequest, *, public: bool = False) -> Decision:
         """Decide whether a request is allowed, see `AccessPolicy.decide`."""
-        return self.policy.decide(request_info(request, self.cookie_name), public=public)
+        info = request_info(request, self.cookie_name)
+        if self.users is None:
+            return self.policy.decide(info, public=public)
+        found: tuple[AuthMethod, User] | None = None
+        problem = ""
+        for method, credential in self._credentials(info, request):
+            user = self.users.known(credential)
+            if user is not None:
+                found = method, user
+                break
+            problem = problem or self.users.problem(credential)
+        decision = self.policy.decide(info, public=public, found=found)
+        return decision if decision.user is not None else replace(decision, problem=problem)
+
+    def _credentials(
+        self, info: RequestInfo, request: httputil.HTTPServerRequest
+    ) -> list[tuple[AuthMethod, Credential]]:
+        """Return the tokens of users that a request shows, and where."""
+        found = []
+        if info.authorization:
+            found.append((AuthMethod.HEADER, Credential(_text(info.authorization))))
+        if info.query_token:
+            found.append((AuthMethod.QUERY, Credential(_text(info.query_token))))
+        if token := self.policy.user_token(info.cookie):
+            session = _cookies(request.headers, _HUB_SESSION)[_HUB_SESSION]
+            found.append((AuthMethod.COOKIE, Credential(token, session)))
+        return found
 
     def cors_headers(self, request: httputil.HTTPServerRequest) -> dict[str, str]:
         """Return the CORS headers of the reply to a request."""
@@ -116,6 +165,14 @@ def request_info(request: httputil.HTTPServerRequest, cookie_name: str) -> Reque
         xsrf_cookie=cookies[XSRF_COOKIE],
         cluster_secret=parse_cluster_secret(request.headers.get("Authorization")),
     )
+
+
+async def _all(lookups: Iterable[Awaitable[None]]) -> None:
+    await asyncio.gather(*lookups)
+
+
+def _text(token: bytes) -> str:
+    return token.strip().decode("utf-8", "replace")
 
 
 def parse_authorization(value: str | None) -> bytes:

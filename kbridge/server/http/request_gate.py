@@ -101,6 +101,29 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
         self._request = httputil.HTTPServerRequest(
             connection=self._connection, start_line=start_line, headers=headers
         )
+        lookup = gate.auth.lookup(self._request)
+        if lookup is None:
+            return self._route(start_line, headers)
+        return self._route_after(lookup, start_line, headers)
+
+    async def _route_after(
+        self,
+        lookup: Awaitable[None],
+        start_line: httputil.RequestStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        self._stream.meter.end()
+        await lookup
+        self._stream.meter.begin()
+        routed = self._route(start_line, headers)
+        if routed is not None:
+            await routed
+
+    def _route(
+        self, start_line: httputil.RequestStartLine, headers: httputil.HTTPHeaders
+    ) -> Awaitable[None] | None:
+        gate = self._gate
+        assert self._request is not None
         self._decision = gate.auth.decide(self._request)
         if self._authenticated:
             gate.limiter.authenticated(self._stream, time.monotonic())

@@ -609,7 +609,15 @@ VERSION_3 = [
     """INSERT INTO kbridge_replicas VALUES
     ('o', 'c', 'http://o', 'there', 7, 'start', '0.9', 99999999999.5, 0)""",
 ]
-VERSIONS = {1: VERSION_2, 2: VERSION_2, 3: VERSION_3}
+VERSION_4 = [
+    *VERSION_3[:4],
+    VERSION_3[4].replace(
+        " PRIMARY KEY", " lease_seconds DOUBLE PRECISION DEFAULT '0' NOT NULL,\n    PRIMARY KEY"
+    ),
+    *VERSION_3[5:-1],
+    VERSION_3[-1].replace("0)", "0, 3.5)"),
+]
+VERSIONS = {1: VERSION_2, 2: VERSION_2, 3: VERSION_3, 4: VERSION_4}
 
 
 def make_old(connect, database_url, version):
@@ -635,14 +643,14 @@ def test_an_older_version_is_changed_and_keeps_its_rows(connect, database_url, v
     claim = registry.claim(owner, lambda pid, start: ProcessState.GONE)
     assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
     with registry.transaction("read") as connection:
-        assert connection.execute(text("SELECT version FROM kbridge_schema")).all() == [(4,)]
+        assert connection.execute(text("SELECT version FROM kbridge_schema")).all() == [(5,)]
     store = ClusterStore(connect(), replica("a"))
     store.join(LEASE)
     put(store, kernel("new"))
     view = store.renew(LEASE)
     assert [k.kernel_id for k in view.kernels] == ["new"]
     durations = {r.replica_id: r.lease_seconds for r in view.replicas}
-    assert durations == {"a": LEASE} | ({"o": 0.0} if version == 3 else {})
+    assert durations == {"a": LEASE, **{3: {"o": 0.0}, 4: {"o": 3.5}}.get(version, {})}
 
 
 def test_servers_that_open_an_old_database_at_once_change_it_once(connect, database_url):
@@ -659,7 +667,7 @@ def test_servers_that_open_an_old_database_at_once_change_it_once(connect, datab
     assert len(stores[0].renew(LEASE).replicas) == 4
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_the_tables_of_an_older_version_get_the_columns_of_today(connect, database_url, version):
     from sqlalchemy import inspect
 

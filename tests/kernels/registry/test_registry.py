@@ -249,7 +249,7 @@ def test_another_version(registry, path):
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE kbridge_schema SET version = 99")
     newer = Registry(str(path))
-    with pytest.raises(RegistryError, match="of version 99, and this kbridge knows 4") as refused:
+    with pytest.raises(RegistryError, match="of version 99, and this kbridge knows 5") as refused:
         newer.claim(NEXT, nobody_lives)
     assert str(path) in str(refused.value)
     assert "--registry-url=none" in str(refused.value)

@@ -20,11 +20,14 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from kbridge.cluster.peers import Peers
 from kbridge.cluster.remote_kernels import RemoteKernels
 from kbridge.hub.table import HubTable
+from kbridge.kernels.users import User
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.websocket import ChannelsHandler
+from kbridge.server.auth.users import Users
 from kbridge.server.http.listen import TlsFiles, make_context
 from tests.support.certificate import Authority, Certificate
 from tests.support.cluster_view import FixedView, kernel_of, replica_at
+from tests.support.users import ADMIN, Table
 from tests.support.waiting import TIMEOUT, until
 
 SECRET = "the-secret-of-the-cluster"
@@ -38,6 +41,7 @@ class OwnerChannels(AccessMixin, WebSocketHandler):
     for_replicas = True
     requests: list[HTTPServerRequest] = []  # noqa: RUF012  # emptied by the fixture
     methods: list[Any] = []  # noqa: RUF012
+    users: list[User] = []  # noqa: RUF012
     pongs: list[bytes] = []  # noqa: RUF012
     open_now: set[Any] = set()  # noqa: RUF012
 
@@ -47,6 +51,7 @@ class OwnerChannels(AccessMixin, WebSocketHandler):
     def open(self, kernel_id: str) -> None:
         self.requests.append(self.request)
         self.methods.append((self.passed_on, self.auth_method, self.request.remote_ip))
+        self.users.append(self.user)
         self.open_now.add(self)
         self.services.websockets.add(self)
 
@@ -96,8 +101,10 @@ Make = Callable[..., Awaitable[Cluster]]
 @pytest.fixture
 async def make(start: Any) -> AsyncIterator[Make]:
     opened: list[Peers] = []
-    for kept in (OwnerChannels.requests, OwnerChannels.methods, OwnerChannels.pongs):
+    kept: list[Any]
+    for kept in (OwnerChannels.requests, OwnerChannels.methods, OwnerChannels.users):
         kept.clear()
+    OwnerChannels.pongs.clear()
 
     async def run(
         *,
@@ -181,6 +188,33 @@ async def test_a_request_without_the_token_is_not_passed_on(cluster: Cluster) ->
             f"ws{cluster.front.url.removeprefix('http')}/api/kernels/{kernel_id}/channels"
         ):
             pass
+
+
+async def test_the_user_of_a_request_is_passed_on(make: Make) -> None:
+    """Neither replica lets a user reach the kernel of another one."""
+    cluster = await make(users=Users(Table()), guarded=True)
+    kernel_id = str(await cluster.owner.kernels.start_kernel(user="alice"))
+    cluster.view.put(kernel_of("other", kernel_id, user="alice"))
+    path = f"/api/kernels/{kernel_id}"
+    hers = await cluster.front.ask("GET", path, token="token-alice")
+    assert (hers.code, json.loads(hers.body)["user"]) == (200, "alice")
+    assert (await cluster.front.ask("DELETE", path, token="token-bob")).code == 404
+    admin = await cluster.front.ask("POST", f"{path}/interrupt", token=f"token-{ADMIN.name}")
+    assert admin.code == 204
+    # The front server may know less than the owner.
+    cluster.view.put(kernel_of("other", kernel_id, user="bob"))
+    for method in ("GET", "DELETE"):
+        assert (await cluster.front.ask(method, path, token="token-bob")).code == 404
+    assert kernel_id in cluster.owner.kernels.running
+    url = f"ws{cluster.front.url.removeprefix('http')}{path}/channels"
+    for user in ("alice", "mallory"):
+        with pytest.raises(InvalidStatus, match=r"40[34]"):
+            async with connect(f"{url}?token=token-{user}"):
+                pass
+    async with connect(f"{url}?token=token-bob") as ws:  # this owner does not filter
+        await ws.send("hello")
+        assert await ws.recv() == "hello"
+    assert OwnerChannels.users == [User("bob")]
 
 
 async def test_a_request_is_passed_on_once(cluster: Cluster, error_of: Any) -> None:

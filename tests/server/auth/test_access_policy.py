@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from kbridge.kernels.users import OPERATOR, User
 from kbridge.server.auth.access_policy import (
     AccessPolicy,
     AuthMethod,
@@ -204,6 +205,35 @@ def test_the_cookie_is_not_the_token_and_changes_with_token_and_secret() -> None
     }
     assert len(values) == 4
     assert TOKEN not in COOKIE
+
+
+def test_with_users_an_empty_token_opens_nothing() -> None:
+    policy = AccessPolicy(users=True, cookie_secret=b"s")
+    empty = AccessPolicy(cookie_secret=b"s").cookie_value()
+    for request in (info(), info(cookie=empty), info(authorization=b"guess")):
+        assert policy.decide(request).reason == "a valid token is needed"
+    assert policy.auth_enabled
+
+
+def test_a_user_is_known_and_forged_requests_of_a_user_are_refused() -> None:
+    user = User("alice")
+    policy = AccessPolicy(token=TOKEN, users=True)
+    by_cookie = (AuthMethod.COOKIE, user)
+    assert policy.decide(info(), found=by_cookie).user == user
+    assert policy.decide(info(authorization=GOOD), found=by_cookie).user == OPERATOR
+    assert "page" in policy.decide(info("POST"), found=by_cookie).reason
+    assert "cross-origin" in policy.decide(info(origin=FOREIGN), found=by_cookie).reason
+    assert policy.decide(info("POST"), found=(AuthMethod.HEADER, user)).allowed
+    assert policy.decide(info(), public=True).user is None
+
+
+def test_the_cookie_of_a_user_has_the_token_and_only_this_server_makes_it() -> None:
+    policy = AccessPolicy(users=True, cookie_secret=b"s")
+    cookie = policy.user_cookie("their token é")
+    assert policy.user_token(cookie) == "their token é"
+    other = AccessPolicy(users=True, cookie_secret=b"another").user_cookie("their token é")
+    for wrong in (other, cookie[:-1], cookie.replace("user.", ""), "user.", "user.x.y", "", "é"):
+        assert policy.user_token(wrong) == ""
 
 
 def test_reprs_hold_no_secret() -> None:

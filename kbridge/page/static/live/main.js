@@ -114,9 +114,11 @@ function showOverview(sample, kernels) {
   setFact('CPU of kernels', percent(sum(kernels, 'cpu')));
   setFact('Memory of kernels', bytes(sum(kernels, 'rss')));
   setFact('Journals in memory', bytes(sum(kernels, 'memory_bytes')));
-  setFact('Journals on disk', journals.limit ? `${bytes(journals.bytes)} of ${bytes(journals.limit)}` : 'off');
-  const cpu = typeof sample.cpu === 'number' ? `${percent(sample.cpu)}, ` : '';
-  setFact('This server', `${cpu}${bytes(sample.rss ?? 0)}`);
+  if (journals) { // users who are not administrators do not receive the figures of the server
+    setFact('Journals on disk', journals.limit ? `${bytes(journals.bytes)} of ${bytes(journals.limit)}` : 'off');
+    const cpu = typeof sample.cpu === 'number' ? `${percent(sample.cpu)}, ` : '';
+    setFact('This server', `${cpu}${bytes(sample.rss ?? 0)}`);
+  }
   if (sample.replica) {
     setFact('This replica', sample.replica);
   }

@@ -1,0 +1,44 @@
+"""Users whose tokens are in a table, in place of a program that knows users."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kbridge.errors import UsersUnavailable
+from kbridge.kernels.users import User
+from kbridge.server.auth.users import Credential
+
+__all__ = ["ADMIN", "ALICE", "BOB", "Table"]
+
+ALICE, BOB = User("alice"), User("bob")
+ADMIN = User("root of the hub", admin=True)
+
+
+class Table:
+    """A resolver with a table; the token of a user is `token-` and the name.
+
+    Attributes
+    ----------
+    users : dict of str to User
+        The users by their tokens.
+    asked : list of str
+        The tokens that were asked for.
+    down : bool
+        True while nothing can be asked.
+    gate : asyncio.Event
+        Questions wait until it is set.
+    """
+
+    def __init__(self, *users: User) -> None:
+        self.users = {f"token-{user.name}": user for user in users or (ALICE, BOB, ADMIN)}
+        self.asked: list[str] = []
+        self.down = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def user_of(self, credential: Credential) -> User | None:
+        self.asked.append(credential.token)
+        await self.gate.wait()
+        if self.down:
+            raise UsersUnavailable("the table is locked away")
+        return self.users.get(credential.token)
