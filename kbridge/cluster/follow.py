@@ -24,7 +24,7 @@ from kbridge.hub.broadcast.turns import turns
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["Followers", "connection_of", "is_followed"]
+__all__ = ["Followers", "connection_of", "is_followed", "is_waiting"]
 
 _AT_ONCE: Final = 8
 """The number of kernels whose changes are followed without waiting for a turn."""
@@ -48,6 +48,14 @@ def connection_of(kernel: ClusterKernel) -> dict[str, Any] | None:
 def is_followed(kernel: ClusterKernel) -> bool:
     """Return True for a kernel that other replicas follow: it is in use, and can be reached."""
     return kernel.row.role == KernelRole.USED and connection_of(kernel) is not None
+
+
+def is_waiting(kernel: ClusterKernel) -> bool:
+    """Return True if a kernel waits in the queue of a scheduler, so that it has no address."""
+    try:
+        return bool(decode(kernel.row.details).get("waiting"))
+    except ValueError:
+        return False
 
 
 class Followers:
@@ -133,6 +141,8 @@ class Followers:
         info = connection_of(kernel) if wanted else None
         if info is not None:
             self._follow(kernel_id, info, kernel.replica_id)
+        elif wanted and is_waiting(kernel):
+            pass  # a hub that follows it waits for its next process, too
         elif kernel_id in self._hubs.followed and view.is_alive(kernel.replica_id):
             self._forget(kernel_id)
 

@@ -30,7 +30,7 @@ _UNKNOWN: Final = {"last_activity": timestamp(0), "execution_state": "unknown", 
 
 def shown_state(model: Mapping[str, Any]) -> str:
     """Return the text (`ClusterKernel.state`) from which other replicas make the REST model."""
-    return json.dumps({name: model[name] for name in _UNKNOWN})
+    return json.dumps({name: model[name] for name in (*_UNKNOWN, "reason") if name in model})
 
 
 class RemoteKernel(Kernel):
@@ -101,6 +101,11 @@ class RemoteKernel(Kernel):
         shown = json.loads(self._state) if self._state else {}
         user = {"user": self.user} if self.user else {}
         return {"id": self.kernel_id, "name": self.kernel_name, **_UNKNOWN, **shown, **user}
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits, or why it is dead."""
+        return str(self.model().get("reason", ""))
 
     def execution_state(self) -> str:
         """Return the state that the REST model shows."""

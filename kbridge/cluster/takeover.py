@@ -12,7 +12,7 @@ import logging
 from itertools import islice
 from typing import Final
 
-from kbridge.cluster.follow import Followers, connection_of, is_followed
+from kbridge.cluster.follow import Followers, connection_of, is_followed, is_waiting
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.ownership import PlainHubs
 from kbridge.cluster.state_writer import StateWriter, read_handovers
@@ -138,7 +138,7 @@ class ReplicaHubs:
         the state in the database cannot be read, sessions begin at the beginning of the journal.
         """
         kernel_id, info = kernel.kernel_id, connection_of(kernel)
-        if info is None:
+        if info is None and not is_waiting(kernel):
             return  # the kernel was starting; its adoption finds out
         recorded = tuple(decode(kernel.row.details).get("identities") or ())
         try:

@@ -18,7 +18,7 @@ from kbridge.flow.executions import Executions
 from kbridge.flow.handover import Changes, Handover, Remembered
 from kbridge.flow.histogram import Histogram
 from kbridge.flow.journal import Journal
-from kbridge.flow.lost_replies import REQUEST_LOST
+from kbridge.flow.lost_replies import REQUEST_LOST, Owed
 from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.broadcaster import Broadcaster
@@ -50,8 +50,9 @@ class Hub:
     ----------
     kernel_id : str
         The id of the kernel, for log messages.
-    connection_info : mapping
-        The content of the kernel's connection file.
+    connection_info : mapping or None
+        The content of the kernel's connection file. None for a kernel that waits in a queue and has
+        no address yet: requests wait until `reconnect`.
     settings : HubSettings, optional
         The settings.
     environment : HubEnvironment, optional
@@ -91,7 +92,7 @@ class Hub:
     def __init__(
         self,
         kernel_id: str,
-        connection_info: Mapping[str, Any],
+        connection_info: Mapping[str, Any] | None,
         settings: HubSettings | None = None,
         *,
         environment: HubEnvironment | None = None,
@@ -117,6 +118,7 @@ class Hub:
                 adopted = False  # nothing is missing, and the connections go on
             if history is not None:
                 history.follow(kept)
+        adopted = adopted and connection_info is not None  # one that waits has not run
         because = saved.cut or (environment.unkept if kept is None else kept.lost)
         self.cut_because = because if adopted and not following else None
         self.following = following
@@ -166,11 +168,20 @@ class Hub:
         # The request of which `_report_busy` has told websockets, and their numbers.
         self._reported_work = ""
         self._reported_to: set[int] = set()
-        self._broadcaster.connecting(connection_info)
-        self._kernel.restore([each for each in saved.executions if each.owed])
-        self._kernel.connect(connection_info)
+        self._queue_text = ""
+        self._begin(connection_info, [each for each in saved.executions if each.owed])
         if history is not None:
             history.record("cut", (environment.unkept if kept is None else kept.because) or None)
+
+    def _begin(self, connection_info: Mapping[str, Any] | None, owed: list[Execution]) -> None:
+        """Connect to the kernel; `owed` are the requests of an earlier bridge without a reply."""
+        if connection_info is None:
+            if owed:  # they could not be sent
+                self._kernel.take_over((), [Owed(each, ended=False, lost=True) for each in owed])
+            return
+        self._broadcaster.connecting(connection_info)
+        self._kernel.restore(owed)
+        self._kernel.connect(connection_info)
 
     # -- websockets -------------------------------------------------------------------------
 
@@ -237,7 +248,12 @@ class Hub:
         acknowledge = self.settings.acknowledge and bool(session_id or since)
         selection = self._broadcaster.select(parents) if parents else None
         options = CursorOptions(acknowledge, verbatim, paced, listener, selection)
-        return self._broadcaster.attach(link, dialect, session_id, since, options)
+        cursor = self._broadcaster.attach(link, dialect, session_id, since, options)
+        if self._queue_text:  # otherwise the client would hear nothing until the kernel runs
+            status = self.notices.status("starting", reason=self._queue_text)
+            self._broadcaster.append(status, cursor.session.number)
+            self._broadcaster.on_drained()
+        return cursor
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take the payload of a websocket's pong, which may acknowledge frames."""
@@ -498,6 +514,8 @@ class Hub:
         self.following = False
         if self._replicated:
             self._broadcaster.collect_changes(self._session_listener)
+        if not self._kernel.connected:  # nothing can have received them
+            owed = [each._replace(lost=True) for each in owed]
         self._kernel.take_over(handover.identities, owed)
 
     def hold(self) -> None:
@@ -544,11 +562,43 @@ class Hub:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
+        self._queue_text = ""
         self._broadcaster.process_replaced()
         self._broadcaster.connecting(connection_info)
         self._kernel.connect(connection_info)
 
-    async def restarting(self, *, asked: bool = False, keep: bool = False) -> None:
+    def wait_in_queue(self, text: str, *, again: bool = False) -> None:
+        """Note why the kernel has no process yet, and tell the clients if that is new, or `again`.
+
+        Requests wait until `reconnect`, which ends this state.
+        """
+        if text and (again or text != self._queue_text):
+            self._queue_text = text
+            self.announce("starting", reason=text)
+
+    def abort_waiting(self, reason: str = "") -> None:
+        """Answer the requests to execute code that wait for the kernel: they are not run.
+
+        Parameters
+        ----------
+        reason : str
+            A line for the output of each cell; by default none.
+        """
+        notices, broadcaster = self.notices, self._broadcaster
+        waiting = self._kernel.take_waiting()
+        for msg, client in waiting:
+            if reason:
+                broadcaster.on_notice(notices.ended(reason, msg.header))
+            aborted = {"status": "aborted", "execution_count": None}
+            reply = notices.reply(msg.header, aborted)
+            broadcaster.on_reply(reply, client, self._clock.monotonic())
+            broadcaster.on_notice(notices.status("idle", msg.header))
+        if waiting:
+            broadcaster.on_drained()
+
+    async def restarting(
+        self, *, asked: bool = False, keep: bool = False, reason: str = ""
+    ) -> None:
         """Note that the kernel's process has ended and another one will take its place.
 
         Clients receive the last messages of the old process, then a status. Requests that were sent
@@ -563,28 +613,49 @@ class Hub:
             have died.
         keep : bool
             True if requests that are already waiting are meant for the next process.
+        reason : str
+            Why the process has ended, for the clients.
         """
         self._restarts["requested" if asked else "automatic"] += 1
-        self._broadcaster.forget_requests(await self._kernel.restarting(keep=keep))
-        self.announce("starting" if asked else "restarting")
+        waiting = await self._kernel.restarting(keep=keep)
+        self._explain_end(reason)
+        self._broadcaster.forget_requests(waiting)
+        self.announce("starting" if asked else "restarting", reason=reason)
 
-    def dead(self) -> None:
-        """Deliver the last messages of a kernel that has ended for good, and tell the clients."""
+    def dead(self, reason: str = "") -> None:
+        """Deliver the last messages of a kernel that has ended for good, and tell the clients.
+
+        Parameters
+        ----------
+        reason : str
+            Why it has ended; it is also written to the output of the cell that was running.
+        """
         self._deaths += 1
+        self._queue_text = ""
         self._kernel.drain()
+        if reason:
+            self.abort_waiting(reason)
+        self._explain_end(reason)
         self._kernel.dead()
         self._broadcaster.forget_requests()
-        self.announce("dead")
+        self.announce("dead", reason=reason)
 
-    def announce(self, status: str, source: Cursor | None = None) -> None:
+    def _explain_end(self, reason: str) -> None:
+        """Write the reason why the kernel has ended to the output of the running cells."""
+        if reason:
+            for execution in self.executions.running:
+                if execution.header:
+                    self._broadcaster.on_notice(self.notices.ended(reason, execution.header))
+
+    def announce(self, status: str, source: Cursor | None = None, *, reason: str = "") -> None:
         """Send a status in the name of the kernel, after all messages that it has sent.
 
         Announcing the same status twice in a row has no effect. The listener of `source` is not
         told.
         """
-        if not self._broadcaster.is_announced(status):
+        if not self._broadcaster.is_announced(status, reason):
             self._kernel.drain()
-            self._broadcaster.announce(status, source)
+            self._broadcaster.announce(status, source, reason)
 
     async def aclose(
         self,

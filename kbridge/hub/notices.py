@@ -110,9 +110,13 @@ class Notices:
             channel, "kernel_info_request", {}, msg_id=f"{self._prefix}{self._probes}"
         )
 
-    def status(self, execution_state: str, parent_header: bytes = b"{}") -> Message:
-        """Return a status message in the name of the kernel."""
+    def status(
+        self, execution_state: str, parent_header: bytes = b"{}", *, reason: str = ""
+    ) -> Message:
+        """Return a status message in the name of the kernel, with the reason if there is one."""
         content = {"execution_state": execution_state}
+        if reason:
+            content["reason"] = reason
         return self._build(Channel.IOPUB, "status", content, parent_header=parent_header)
 
     def stderr(self, text: str, parent_header: bytes = b"{}", msg_id: str | None = None) -> Message:
@@ -188,6 +192,10 @@ class Notices:
             " it. Run it again.]",
             parent_header,
         )
+
+    def ended(self, reason: str, parent_header: bytes) -> Message:
+        """Return the marker in a cell whose kernel has ended before the cell did."""
+        return self.stderr(f"[kbridge: {reason}]", parent_header)
 
     def disconnected(self, parent_header: bytes) -> Message:
         """Return the marker in a cell that ran while iopub was disconnected."""

@@ -177,7 +177,7 @@ class HubTable:
     def open(
         self,
         kernel_id: str,
-        connection_info: Mapping[str, Any],
+        connection_info: Mapping[str, Any] | None,
         *,
         former: Sequence[bytes] = (),
         adopted: bool = False,
@@ -198,7 +198,10 @@ class HubTable:
             store = self._store
             known = False  # files that an earlier bridge left
             if store is not None and (found := store.history(kernel_id).recovered) is not None:
-                known = not is_of_another_kernel(found.records, connection_info)
+                # A kernel that waits has no connection info that could differ.
+                known = connection_info is None or not is_of_another_kernel(
+                    found.records, connection_info
+                )
                 if not known:
                     store.discard(kernel_id)
             from kbridge.hub.hub import Hub  # not needed until a kernel runs
@@ -291,7 +294,7 @@ class HubTable:
     async def take_over(
         self,
         kernel_id: str,
-        connection_info: Mapping[str, Any],
+        connection_info: Mapping[str, Any] | None,
         handover: Handover,
         joined: str | None = None,
     ) -> Hub:
@@ -306,7 +309,7 @@ class HubTable:
         """
         hub = self._followed.pop(kernel_id, None)
         if hub is None:
-            hub = self.open(kernel_id, connection_info, adopted=True)
+            hub = self.open(kernel_id, connection_info, adopted=connection_info is not None)
         self._hubs[kernel_id] = hub
         await hub.take_over(handover, joined)
         return hub

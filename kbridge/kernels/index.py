@@ -174,5 +174,6 @@ class KernelIndex:
             "last_activity": timestamp(self.last_activity_of(kernel)),
             "execution_state": kernel.execution_state(),
             "connections": hub.connections if hub is not None else 0,
+            **({"reason": kernel.reason} if kernel.reason else {}),
         }
         return {**model, "user": kernel.user} if kernel.user else model

@@ -68,6 +68,16 @@ class Kernel(ABC):
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec, which culling reads; None if the kernel is never culled."""
 
+    @property
+    def waiting(self) -> bool:
+        """True while the kernel waits in the queue of a scheduler: it has no process yet."""
+        return False
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits, or why it is dead, for its users; empty if there is no reason."""
+        return ""
+
     @abstractmethod
     def execution_state(self) -> str:
         """Return the state that the REST model shows."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from copy import deepcopy
 from pathlib import Path
@@ -50,6 +50,7 @@ class BridgeKernel(PersistentKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._encryption_chosen = False  # by a setting of this server
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
     def _ip_default(self) -> str:
@@ -92,6 +93,7 @@ class BridgeKernel(PersistentKernel):
         if options.kernel_ip:
             self.ip = options.kernel_ip
         if options.transport_encryption is not None:
+            self._encryption_chosen = True
             self._encrypt(options.transport_encryption)
 
     def _encrypt(self, policy: str) -> None:
@@ -103,6 +105,28 @@ class BridgeKernel(PersistentKernel):
 
     def _must_encrypt(self) -> bool:
         return str(getattr(self, "transport_encryption", "")).lower() == "required"
+
+    def _check_encrypted(self) -> None:
+        if self._must_encrypt() and self._curve_keys()[0] is None:
+            raise KernelError("its provisioner does not support transport_encryption=required")
+
+    def _make_provisioner(self) -> None:
+        """Make the provisioner before jupyter_client does, which asks for its settings later."""
+        if self.provisioner is None:
+            factory = KernelProvisionerFactory.instance(parent=self.parent)
+            self.provisioner = factory.create_provisioner_instance(
+                self.kernel_id, self.kernel_spec, parent=self
+            )
+        queued = self.queued
+        if queued is not None and queued.remote and not self._is_encryption_set():
+            self._encrypt("preferred")  # others share the network with the kernel
+
+    def _is_encryption_set(self) -> bool:
+        """Return True if the settings say whether to encrypt."""
+        names = [kind.__name__ for kind in type(self).__mro__]
+        return self._encryption_chosen or any(
+            "transport_encryption" in self.config.get(name, {}) for name in names
+        )
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -153,11 +177,16 @@ class BridgeKernel(PersistentKernel):
             if self.starts_here:
                 await in_thread(self._start_in_thread, kwargs)
             else:
-                await in_thread(self._choose_ports)
+                self._make_provisioner()
+                if self.queued is None:
+                    await in_thread(self._choose_ports)
                 await self.start_kernel(**kwargs)
-            if self._must_encrypt() and self._curve_keys()[0] is None:
-                await self.stop(now=True)
-                raise KernelError("its provisioner does not support transport_encryption=required")
+            if self.queued is None:
+                try:
+                    self._check_encrypted()
+                except KernelError:
+                    await self.stop(now=True)
+                    raise
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
@@ -204,6 +233,9 @@ class BridgeKernel(PersistentKernel):
             )
         if self.abandoned:
             raise KernelError("another server serves it now")
+        if self.queued is not None:
+            await self.queued.submit(kernel_cmd, **kw)
+            return
         # Not among the arguments of `start`: those are kept for restarts, but the file is open
         # only during the launch.
         with self.output.open() as log:
@@ -214,6 +246,43 @@ class BridgeKernel(PersistentKernel):
                 kw["env"] = {n: value for n, value in kw["env"].items() if n != "JPY_PARENT_PID"}
             await super()._async_launch_kernel(kernel_cmd, **kw)
 
+    # -- the queue of a scheduler ------------------------------------------------------------------
+
+    @property
+    def queue_text(self) -> str:
+        """The state and the reason of a kernel that waits in a queue; empty if it does not."""
+        return self.queued.queue_text if self.queued is not None else ""
+
+    def observe_queue(self, listener: Callable[[], None] | None) -> None:
+        """Call `listener` when `queue_text` has changed; None to stop that."""
+        if self.queued is not None:
+            self.queued.on_change = listener
+
+    async def wait_running(self) -> None:
+        """Wait until a kernel that was started, and waits in a queue, runs.
+
+        Raises
+        ------
+        KernelStartError
+            If its job ended before, or its connection info cannot be used.
+        """
+        queued = self.queued
+        assert queued is not None, "only a kernel with a queue waits"
+        try:
+            self._reconcile_connection_info(await queued.wait_running())
+            self._check_encrypted()
+        except KernelStartError:
+            raise
+        except Exception as error:  # provisioners are third parties
+            await self.kill()  # it may run, and nobody would reach it
+            reason = f"Kernel {self.kernel_name} could not be started: {error}"
+            raise KernelStartError(reason, self.output.tail()) from error
+        await self.ask_provisioner()
+
+    def ended_as_one_of(self, kinds: Collection[str]) -> bool:
+        """Return True if the job of the kernel ended in one of these ways, or it has no job."""
+        return self.queued is None or self.queued.end_kind in kinds
+
     async def stop(self, *, now: bool, restart: bool = False) -> None:
         """End the process, with a shutdown request or at once, and remove its files.
 
@@ -223,9 +292,15 @@ class BridgeKernel(PersistentKernel):
             If the provisioner fails; the process may then still run.
         """
         try:
-            # A process that has ended cannot be sent a shutdown request.
-            now = now or not await self.is_alive()
-            await self.shutdown_kernel(now=now, restart=restart)
+            if self.queued is not None and (self.waiting or not any(self.ports)):
+                # It has no address, so it cannot be asked to end.
+                if await self.is_alive():
+                    await self.queued.kill(restart=restart)
+                await self.cleanup_resources(restart=restart)
+            else:
+                # A process that has ended cannot be sent a shutdown request.
+                now = now or not await self.is_alive()
+                await self.shutdown_kernel(now=now, restart=restart)
             if not restart:
                 self._return_ports()
         except Exception as error:  # provisioners are third parties
@@ -297,6 +372,8 @@ class BridgeKernel(PersistentKernel):
     async def exit_description(self) -> str:
         """Return one sentence on how the process ended."""
         code = await self.provisioner.poll() if self.provisioner is not None else None
+        if self.queued is not None and self.queued.end_text:
+            return self.queued.end_text
         if isinstance(self.process, AdoptedProcess):
             code = None  # only a parent learns the exit code
         return f"Kernel {self.kernel_name} ended{_how(code)}"

@@ -28,6 +28,8 @@ from traitlets import (
 )
 from traitlets.config import LoggingConfigurable
 
+from kbridge.kernels.lifecycle.queued import JobEnd
+
 __all__ = ["KernelOptions", "KernelSettings"]
 
 
@@ -47,6 +49,8 @@ class KernelOptions:
     port_attempts: int
     max_concurrent_starts: int
     start_grace: float
+    queue_grace: float
+    resubmit_after: tuple[str, ...]
     kernel_info_timeout: float
     interrupt_timeout: float
     restart_limit: int
@@ -69,7 +73,7 @@ class KernelOptions:
     def of(cls, settings: KernelSettings) -> KernelOptions:
         """Return the present values of the settings."""
         values = {field.name: getattr(settings, field.name) for field in fields(cls)}
-        for name in ("allowed_envs", "inherited_envs"):
+        for name in ("allowed_envs", "inherited_envs", "resubmit_after"):
             values[name] = tuple(values[name])
         return cls(**{**values, "pool": dict(values["pool"])})
 
@@ -136,7 +140,8 @@ class KernelSettings(LoggingConfigurable):
         `required`: kernelspecs without support for it cannot be started. `preferred`: used where
         the kernelspec supports it ("metadata": {"supported_encryption": ["curve"]}). `off`:
         none. `auto` and `disabled` are jupyter_client's names for `preferred` and `off`. None:
-        as KernelManager.transport_encryption says. Needs jupyter_client 8.10.""",
+        as KernelManager.transport_encryption says, and `preferred` for kernels that a scheduler
+        starts on other machines. Needs jupyter_client 8.10.""",
     )
     attach_dir = Unicode(
         "",
@@ -165,6 +170,23 @@ class KernelSettings(LoggingConfigurable):
         help="""Seconds that the start of a kernel waits for its first answer. If the kernel dies
         within that time, the request fails with the last lines of the kernel's log; if it is
         still starting afterwards, the request succeeds.""",
+    )
+    queue_grace = Float(
+        5.0,
+        min=0.0,
+        config=True,
+        help="""Seconds that a request to start or restart a kernel waits for a kernel in the queue
+        of a scheduler, such as Slurm. Afterwards the request succeeds; the kernel is `starting`
+        until it runs, and the `reason` in its model says why it waits.""",
+    )
+    resubmit_after = List(
+        CaselessStrEnum([str(kind) for kind in JobEnd]),
+        [str(JobEnd.CRASH)],
+        config=True,
+        help="""Ends of a scheduler's job after which its kernel is submitted again without a
+        request, at most `restart_limit` times in a row: `crash` (of the process, or for lack of
+        memory), `time_limit`, `preemption`, `node_failure`, `cancelled` (with the commands of the
+        scheduler), `unknown`. After any other end the kernel is dead, and can be restarted.""",
     )
     kernel_info_timeout = Float(
         60.0,

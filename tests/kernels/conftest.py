@@ -16,6 +16,7 @@ from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import KernelRole
 from tests.kernels.memory_hubs import MemoryHubs
+from tests.kernels.scripted_queue import ScriptedProvisioner
 from tests.support.waiting import TIMEOUT
 
 
@@ -119,6 +120,26 @@ def fake(spec, fleet):
     def install(name: str = "fake", **fields: Any) -> str:
         metadata = {
             "kernel_provisioner": {"provisioner_name": "fake"},
+            **fields.pop("metadata", {}),
+        }
+        return spec(name, metadata=metadata, **fields)
+
+    return install
+
+
+@pytest.fixture
+def queued(spec, monkeypatch):
+    """A kernelspec whose kernels wait in a queue until a test lets them run."""
+    ScriptedProvisioner.reset()
+    monkeypatch.setitem(
+        KernelProvisionerFactory.provisioners,
+        "queue",
+        SimpleNamespace(load=lambda: ScriptedProvisioner),
+    )
+
+    def install(name: str = "queued", **fields: Any) -> str:
+        metadata = {
+            "kernel_provisioner": {"provisioner_name": "queue"},
             **fields.pop("metadata", {}),
         }
         return spec(name, metadata=metadata, **fields)

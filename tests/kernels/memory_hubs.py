@@ -107,9 +107,8 @@ class KernelInMemory:
         The requests to the kernel, without probes.
     """
 
-    def __init__(self, hub: Hub, events: KernelEvents, reply: Reply) -> None:
+    def __init__(self, hub: Hub, reply: Reply) -> None:
         self.hub = hub
-        self.events = events
         self.reply = reply
         self.processes: list[MemoryProcess] = []
         self.requests: list[tuple[str, dict[str, Any], Channel]] = []
@@ -117,10 +116,11 @@ class KernelInMemory:
         self._restarting = hub.restarting
         hub.restarting = self._on_restarting  # type: ignore[method-assign]
 
-    async def _on_restarting(self, **how: bool) -> None:
+    async def _on_restarting(self, **how: Any) -> None:
         # The operating system closes the connections of a process that has ended; in memory, this
         # is the moment when it has.
-        self.process.lose_connection()
+        if self.processes:
+            self.process.lose_connection()
         await self._restarting(**how)
 
     @property
@@ -180,15 +180,16 @@ class MemoryHubs(HubTable):
         self._new: list[MemoryProcess] = []
         super().__init__(HubSettings(), link=self._connect)
 
-    def open(self, kernel_id: str, connection_info: Mapping[str, Any], **how: Any) -> Hub:
+    def open(self, kernel_id: str, connection_info: Mapping[str, Any] | None, **how: Any) -> Hub:
         if self.get(kernel_id) is not None:
             return super().open(kernel_id, connection_info, **how)
         hub = super().open(kernel_id, connection_info, **how)
-        [process] = self._new
-        self._new.clear()
-        kernel = KernelInMemory(hub, process.events, self.reply)
+        kernel = KernelInMemory(hub, self.reply)
         self.opened.append(kernel)
-        self._begin(kernel, process)
+        new, self._new = self._new, []
+        assert len(new) == (connection_info is not None)
+        for process in new:
+            self._begin(kernel, process)
         return hub
 
     def kernel(self, kernel_id: str) -> KernelInMemory:
@@ -205,7 +206,8 @@ class MemoryHubs(HubTable):
         self, endpoints: Endpoints, events: KernelEvents, identity: bytes
     ) -> MemoryProcess:
         process = MemoryProcess(endpoints, events, identity)
-        kernel = next((kernel for kernel in self.opened if kernel.events is events), None)
+        activity = getattr(events, "activity", None)
+        kernel = next((kernel for kernel in self.opened if kernel.hub.activity is activity), None)
         if kernel is None:
             self._new.append(process)  # of the hub that is being made
         else:

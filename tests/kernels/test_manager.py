@@ -405,9 +405,9 @@ async def test_restart_ends_the_process_and_then_connects_the_hub_to_the_next(
     codes = []
     restarting = kernel.hub.restarting
 
-    async def note(*, asked):
+    async def note(**how):
         codes.append(fleet[0].code)
-        await restarting(asked=asked)
+        await restarting(**how)
 
     monkeypatch.setattr(kernel.hub, "restarting", note)
     await manager.restart_kernel(kernel_id)

@@ -121,8 +121,8 @@ class Broadcaster:
         self._attached = 0
         self._own_bytes = 0  # of frames that are not from the kernel
         self._observers: list[HubObserver] = []
-        # A status, and the end of the journal at that time.
-        self._announced: tuple[str, int] | None = None
+        # A status, its reason, and the end of the journal at that time.
+        self._announced: tuple[str, str, int] | None = None
         self.recorder: Recorder | None = None
         if history is not None:
             self.recorder = Recorder(history, lives, saved.executions)
@@ -380,16 +380,16 @@ class Broadcaster:
             counter.add(msg.content, msg_type)
         return seq
 
-    def is_announced(self, status: str) -> bool:
+    def is_announced(self, status: str, reason: str = "") -> bool:
         """Return True if a status was announced and the journal has not changed since."""
-        return self._announced == (status, self.journal.next_seq)
+        return self._announced == (status, reason, self.journal.next_seq)
 
-    def announce(self, status: str, source: Cursor | None = None) -> None:
+    def announce(self, status: str, source: Cursor | None = None, reason: str = "") -> None:
         """Send a status in the name of the kernel, without delay, and tell the listeners.
 
         The listener of `source` is not told.
         """
-        self._append_status(status)
+        self._append_status(status, reason)
         self.delivery.ask_about_newest()
         self._pace.release()
         self.on_drained()
@@ -397,9 +397,9 @@ class Broadcaster:
             if cursor.listener is not None and cursor is not source:
                 cursor.listener.on_status(status)
 
-    def _append_status(self, status: str) -> None:
-        self.append(self._notices.status(status))
-        self._announced = (status, self.journal.next_seq)
+    def _append_status(self, status: str, reason: str = "") -> None:
+        self.append(self._notices.status(status, reason=reason))
+        self._announced = (status, reason, self.journal.next_seq)
 
     # -- other replicas ---------------------------------------------------------------------
 

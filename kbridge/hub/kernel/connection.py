@@ -122,6 +122,10 @@ class KernelConnection:
         """Send a request of the bridge itself, and return its reply; see `Requests.ask`."""
         return await self._requests.ask(msg, timeout, ready=self._readiness.ready)
 
+    def take_waiting(self) -> list[tuple[Message, int]]:
+        """Remove the requests to execute code that wait; see `Requests.take_waiting`."""
+        return self._requests.take_waiting()
+
     def hold(self) -> None:
         """Send none of the requests that wait, until `release`."""
         self._held = True
@@ -131,6 +135,11 @@ class KernelConnection:
         self._held = False
         if self._readiness.ready:
             self._requests.flush()
+
+    @property
+    def connected(self) -> bool:
+        """True if there are sockets to a process of the kernel, which may not answer yet."""
+        return self._link.link is not None
 
     @property
     def identities(self) -> list[bytes]:

@@ -77,6 +77,17 @@ class Outbox:
         """Return the `msg_id` of each request that waits."""
         return frozenset(msg.msg_id for queue in self._queues.values() for msg in queue)
 
+    def take(self, channel: Channel, msg_type: str) -> list[Message]:
+        """Remove and return the requests of a type that wait for a channel, oldest first."""
+        queue = self._queues[channel]
+        taken = [msg for msg in queue if msg.msg_type == msg_type]
+        if taken:
+            self._queues[channel] = deque(msg for msg in queue if msg.msg_type != msg_type)
+            self.nbytes -= sum(msg.nbytes for msg in taken)
+            if self.nbytes <= self.limit:
+                self._release()
+        return taken
+
     def clear(self) -> None:
         """Drop all requests."""
         for queue in self._queues.values():

@@ -153,6 +153,21 @@ class Requests:
             self._context.log.warning("A request was dropped: %s", error.reason)
             return True
 
+    def take_waiting(self) -> list[tuple[Message, int]]:
+        """Remove the requests to execute code that wait; return them with their clients' numbers.
+
+        The bridge's own requests stay.
+        """
+        taken = self._outbox.take(Channel.SHELL, "execute_request")
+        found: list[tuple[Message, int]] = []
+        for msg in taken:
+            owner = self._routing.owner(msg.msg_id)
+            if owner == _BRIDGE:
+                self._outbox.put(msg)
+            else:
+                found.append((msg, EVERYONE if owner is None else owner))
+        return found
+
     def forget(self, why: str, *, waiting: bool = True) -> None:
         """Forget the requests that were sent: no replies will come.
 

@@ -191,7 +191,7 @@ class Culler:
 
     def _uses(self) -> Iterator[KernelUse]:
         for kernel in self._index:
-            if kernel.cull_metadata is not None:
+            if kernel.cull_metadata is not None and not kernel.waiting:
                 hub = kernel.hub
                 yield KernelUse(
                     kernel_id=kernel.kernel_id,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.job_wait import JobWait
 from kbridge.kernels.lifecycle.seed import Seed, run_seed
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.tasks import stop
@@ -97,6 +98,8 @@ class KernelProcess:
         self._closing = False
         self._abandoned = False
         self._failed = False
+        self._reason = ""
+        self._job: JobWait | None = None  # for the job of a kernel that waits in a queue
         self._exit_announced = False  # clients know that the process has ended
 
     # -- state ----------------------------------------------------------------------------------
@@ -110,6 +113,16 @@ class KernelProcess:
     def failed(self) -> bool:
         """True if the process ended and is not restarted."""
         return self._failed
+
+    @property
+    def waiting(self) -> bool:
+        """True while the kernel waits in a queue, or its address has just become known."""
+        return self._job is not None and not self._job.over
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits, or why it is dead; empty if neither is known."""
+        return self.manager.queue_text if self.waiting else self._reason
 
     def refuse_restarts(self) -> None:
         """Start no process from now on."""
@@ -127,6 +140,8 @@ class KernelProcess:
     def abandon(self) -> None:
         """Do nothing more to the process, even during a restart. May be called twice."""
         self._closing = self._abandoned = True
+        if self._job is not None:
+            self._job.cancel()
         self.manager.abandon()
 
     def check(self) -> None:
@@ -165,8 +180,9 @@ class KernelProcess:
         Busy
             If the server is shutting down, or too few file descriptors are left.
         """
-        with self._limits.counts.start(str(self.manager.kernel_name)):
+        with self._limits.counts.start(str(self.manager.kernel_name)) as start:
             hub = await self._start(launch)
+            start.measured = not self.waiting
         if launch.seed is not None:
             await self._while_alive(self._run_seed(hub, launch.seed))
 
@@ -197,9 +213,13 @@ class KernelProcess:
         """
         try:
             with self._limits.descriptors():
+                if self.manager.waiting:
+                    self._wait_for_job()
+                    return
+                ran = any(self.manager.ports)  # else its job has ended in the queue
                 self.hub = self._hubs.open(
                     self.kernel_id,
-                    self.manager.get_connection_info(),
+                    self.manager.get_connection_info() if ran else None,
                     former=self.manager.identities,
                     adopted=True,
                 )
@@ -211,15 +231,51 @@ class KernelProcess:
         """Open the hub of a process that was just started, and wait until the kernel answers."""
         if self._closing:
             raise Busy("The server is shutting down")
+        if self.manager.queued is not None:
+            return await self._wait_up(self._wait_for_job())
         hub = self.hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
         self.record()
         return await self._wait_up(hub)
 
+    def _wait_for_job(self) -> Hub:
+        """Wait in the background until a kernel that was submitted runs; return its hub."""
+        hub = self.hub
+        if hub is None or hub.closed:
+            hub = self.hub = self._hubs.open(self.kernel_id, None)
+        # Before the wait: the next server must know of the job.
+        self.record()
+        self._job = JobWait(self.manager, hub, self.record, self._log)
+        return hub
+
+    async def leave_queue(self) -> bool:
+        """Wait until the kernel has left the queue, if it is in one.
+
+        Returns
+        -------
+        bool
+            False if it was in none since the last call.
+
+        Raises
+        ------
+        KernelStartError
+            If its job ended before the kernel ran.
+        """
+        job = self._job
+        if job is None:
+            return False
+        await job.wait()
+        if self._job is job:
+            self._job = None
+        return True
+
     async def _wait_up(self, hub: Hub) -> Hub:
         """Wait for the first answer; start the kernel on other ports if one was taken.
 
-        A port is free when it is chosen, but another process may bind it first.
+        A port is free when it is chosen, but another process may bind it first. For a kernel that
+        waits in a queue, this waits `queue_grace`.
         """
+        if self._job is not None and not await self._job.wait(self._options.queue_grace):
+            return hub
         left = self._options.port_attempts
         while True:
             try:
@@ -248,7 +304,7 @@ class KernelProcess:
     async def replace(self, *, now: bool) -> None:
         """Replace the process, running or dead, because a client asked for it.
 
-        The caller holds `lock`.
+        A kernel that waits in a queue keeps its place there. The caller holds `lock`.
 
         Raises
         ------
@@ -259,13 +315,18 @@ class KernelProcess:
             If this server may not act for the kernel any longer.
         """
         try:
-            hub = await self._cycle(now=now, new_ports=False, requested=True)
+            if self.waiting and self.hub is not None and await self.manager.is_alive():
+                hub = self.hub
+                await hub.restarting(asked=True)
+                hub.wait_in_queue(self.manager.queue_text, again=True)
+            else:
+                hub = await self._cycle(now=now, new_ports=False, requested=True)
             await self._wait_up(hub)
         except Busy:
             raise
-        except BaseException:
+        except BaseException as error:
             if not self._abandoned:
-                self.mark_dead()
+                self.mark_dead(str(error) if isinstance(error, KernelError) else "")
             raise
 
     async def announce_exit(self) -> None:
@@ -296,24 +357,32 @@ class KernelProcess:
             self.check()
             if await self.manager.is_alive():
                 return
-            self._log.warning(
-                "%s; restarting %s", await self.manager.exit_description(), self.kernel_id
-            )
+            reason = await self.manager.exit_description()
+            self._log.warning("%s; restarting %s", reason, self.kernel_id)
             # If another process has taken a port of the kernel, it still has it.
             new_ports = new_ports or bool(_PORT_TAKEN.search(self.manager.output.tail()))
             async with self._limits.slot(local=self.manager.starts_here):
-                await self._cycle(now=True, new_ports=new_ports, requested=False)
+                await self._cycle(now=True, new_ports=new_ports, requested=False, reason=reason)
 
-    async def _cycle(self, *, now: bool, new_ports: bool, requested: bool) -> Hub:
+    async def may_restart(self) -> bool:
+        """Return True if the process, which has ended, may be replaced without a request.
+
+        The end of a job may be meant: see `resubmit_after`.
+        """
+        await self.manager.exit_description()  # the scheduler tells how the job has ended
+        return self.manager.ended_as_one_of(self._options.resubmit_after)
+
+    async def _cycle(self, *, now: bool, new_ports: bool, requested: bool, reason: str = "") -> Hub:
         """End the process, start another one, and connect the hub to it."""
         hub = self.hub
         self.check()
+        await self._stop_job()
         await self.manager.stop(now=now, restart=True)
         if self._abandoned:
             self.check()  # the next owner tells the clients
         if hub is not None and (requested or not self._exit_announced):
             # Not earlier: the old process may send messages until its end.
-            await hub.restarting(asked=requested)
+            await hub.restarting(asked=requested, reason=reason)
         try:
             self.check()
         except Busy:
@@ -324,6 +393,9 @@ class KernelProcess:
             self.manager.abandon()  # the next owner finds the process
             self.check()
         self._failed = self._exit_announced = False
+        self._reason = ""
+        if self.manager.queued is not None:
+            return self._wait_for_job()
         info = self.manager.get_connection_info()
         if hub is None or hub.closed:
             hub = self.hub = self._hubs.open(self.kernel_id, info)
@@ -334,16 +406,29 @@ class KernelProcess:
 
     # -- ends -----------------------------------------------------------------------------------
 
-    def mark_dead(self) -> None:
-        """Note that the process ended and is not restarted, and tell the clients."""
+    def mark_dead(self, reason: str = "") -> None:
+        """Note that the process ended and is not restarted, and tell the clients.
+
+        Parameters
+        ----------
+        reason : str
+            Why it ended, if that is known.
+        """
         self._failed = True
+        self._reason = reason
         self._writer.drop_kernel(self.kernel_id)
         self._log.error(
-            "Kernel %s is dead; its output is in %s", self.kernel_id, self.manager.output.path
+            "Kernel %s is dead%s; its output is in %s",
+            *(self.kernel_id, f": {reason}" * bool(reason), self.manager.output.path),
         )
         hub = self.hub
         if hub is not None:
-            hub.dead()
+            hub.dead(reason)
+
+    async def _stop_job(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            await job.aclose()
 
     async def end(self, *, now: bool) -> None:
         """End the process, close the hub, and remove the connection file and registry row.
@@ -354,6 +439,7 @@ class KernelProcess:
             If the provisioner cannot end the process. The rest is done nevertheless.
         """
         try:
+            await self._stop_job()
             await self.manager.stop(now=now)
         except BaseException:
             # Also if the caller was cancelled: no process and no key outlives its kernel.
@@ -380,7 +466,9 @@ class KernelProcess:
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Do `work`; raise KernelStartError at once if the process ends before it is done."""
         task = asyncio.create_task(work)
-        exited = asyncio.create_task(self.manager.wait_exit(_START_POLL))
+        # A scheduler should not be asked often.
+        interval = self._options.watch_interval if self.manager.queued else _START_POLL
+        exited = asyncio.create_task(self.manager.wait_exit(interval))
         try:
             await asyncio.wait({task, exited}, return_when=asyncio.FIRST_COMPLETED)
             if self._abandoned:

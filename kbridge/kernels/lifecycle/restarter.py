@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
-from kbridge.errors import Busy, KernelError
+from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.kernels.lifecycle.kernel_process import KernelProcess
 from kbridge.kernels.tasks import spawn, stop
 
@@ -97,13 +97,21 @@ class Restarter:
 
     async def _run(self) -> None:
         while True:
+            try:
+                if await self._process.leave_queue():
+                    self._policy.restarted(time.monotonic())
+            except KernelStartError as error:
+                await self._wait_for_lease()
+                if not self._process.closing:
+                    self._process.mark_dead(error.reason)
+                return
             await self._process.manager.wait_exit(self._interval)
             await self._wait_for_lease()
             if self._process.closing:
                 return
             decision = self._policy.exited(time.monotonic())
-            if decision is RestartDecision.GIVE_UP:
-                self._process.mark_dead()
+            if decision is RestartDecision.GIVE_UP or not await self._process.may_restart():
+                self._process.mark_dead(await self._process.manager.exit_description())
                 return
             self._log.info(
                 "The process of kernel %s ended: restart %d of at most %d",

@@ -6,15 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from kbridge.errors import KbridgeError
 from kbridge.flow.histogram import START, Histogram
 
-__all__ = ["StartCounts"]
+__all__ = ["Start", "StartCounts"]
 
 _NAMES: Final = 50
 _OTHER: Final = "other"
+
+
+@dataclass(slots=True)
+class Start:
+    """One start; `measured` is False if its duration says nothing, as that of a wait in a queue."""
+
+    measured: bool = True
 
 
 class StartCounts:
@@ -33,15 +41,16 @@ class StartCounts:
         self.failures: Counter[str] = Counter()
 
     @contextmanager
-    def start(self, kernelspec: str) -> Iterator[None]:
+    def start(self, kernelspec: str) -> Iterator[Start]:
         """Measure one start; one that is cancelled does not count."""
         name = kernelspec if len({*self.durations, *self.failures}) < _NAMES else _OTHER
         if kernelspec in self.durations or kernelspec in self.failures:
             name = kernelspec
-        begun = time.monotonic()
+        begun, start = time.monotonic(), Start()
         try:
-            yield
+            yield start
         except KbridgeError:
             self.failures[name] += 1
             raise
-        self.durations.setdefault(name, Histogram(START)).observe(time.monotonic() - begun)
+        if start.measured:
+            self.durations.setdefault(name, Histogram(START)).observe(time.monotonic() - begun)

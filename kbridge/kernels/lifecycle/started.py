@@ -93,20 +93,32 @@ class StartedKernel(Kernel):
 
     @property
     def connections_stay(self) -> bool:
-        """True if the connections outlive this server; also of a dead kernel, which has none."""
+        """True if the connections outlive this server, or the kernel is dead or waits."""
         hub = self.process.hub
-        return hub is None or self.failed or hub.connections_stay
+        return hub is None or self.failed or self.waiting or hub.connections_stay
 
     @property
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec."""
         return self.manager.metadata
 
+    @property
+    def waiting(self) -> bool:
+        """True while the kernel waits in the queue of a scheduler."""
+        return self.process.waiting and not self.failed
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits, or why it is dead."""
+        return self.process.reason
+
     def execution_state(self) -> str:
         """Return the state that the REST model shows."""
         hub = self.process.hub
         if hub is None:
             return "dead"
+        if self.waiting:
+            return "starting"
         lost = self.heartbeat.lost_status if self.heartbeat is not None else ""
         return lost or hub.activity.execution_state
 
@@ -219,9 +231,13 @@ class StartedKernel(Kernel):
     async def interrupt(self) -> None:
         """Interrupt the kernel by signal or by message, as its kernelspec says.
 
-        Kernels need not reply to the message, so a missing reply is not a failure.
+        Kernels need not reply to the message, so a missing reply is not a failure. A kernel that
+        waits in a queue runs nothing: the requests to execute code that wait for it are aborted.
         """
         hub = self.process.hub
+        if self.waiting and hub is not None:
+            hub.abort_waiting()
+            return
         spec = self.manager.kernel_spec
         if spec is None or spec.interrupt_mode != "message" or hub is None:
             await self.manager.signal_interrupt()

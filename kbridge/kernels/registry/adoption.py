@@ -6,6 +6,8 @@ The reaction to a kernel that the registry names:
 it runs, and was in use               served again, under its id
 it runs, and waited in a pool         waits in the pool again, or is ended if it does not fit there
 it runs, but was still starting       ended: no client was told its id
+it waits in a scheduler's queue       the wait for its job goes on
+its job of a scheduler has ended      as if it ended now: dead with its reason, or submitted again
 it has ended                          logged once, with the path of its log, and removed
 its provisioner cannot be asked       logged; not served, but left in the registry
 ====================================  ===========================================================
@@ -135,7 +137,9 @@ class Adopter:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 alive = await kernel.manager.adopt(row, env, self._processes.read)
-                if not alive and not (dead_too and kernel.role is KernelRole.USED):
+                # The clients are told how the job of a scheduler has ended.
+                kept = dead_too or kernel.manager.queued is not None
+                if not alive and not (kept and kernel.role is KernelRole.USED):
                     await self._forget(kernel, row)
                     return None
             kernel.adopt()
@@ -148,7 +152,7 @@ class Adopter:
         self._index.register(kernel)
         if not alive:
             self._log.warning(
-                "Kernel %s (%s) ended before this replica took it over; its output is in %s",
+                "Kernel %s (%s) ended before this server took it over; its output is in %s",
                 *(row.kernel_id, row.kernel_name, row.log_path),
             )
         return kernel

@@ -31,6 +31,7 @@ from kbridge.kernels.lifecycle.processes import (
     start_id,
     state_of,
 )
+from kbridge.kernels.lifecycle.queued import QueuedProvisioner
 from kbridge.kernels.registry.models import KernelRole, KernelRow, decode, encode
 
 __all__ = ["USERNAME", "PersistentKernel"]
@@ -108,6 +109,17 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         process = getattr(self.provisioner, "process", None)
         return process if isinstance(process, subprocess.Popen | AdoptedProcess) else None
 
+    @property
+    def queued(self) -> QueuedProvisioner | None:
+        """The provisioner, if its kernels may wait in a queue."""
+        found = self.provisioner
+        return found if isinstance(found, QueuedProvisioner) else None
+
+    @property
+    def waiting(self) -> bool:
+        """True while the kernel waits in a queue: it has no process and no address yet."""
+        return self.queued is not None and self.queued.waiting
+
     async def ask_provisioner(self) -> None:
         """Store the data that the provisioner needs to find the kernel again."""
         if not self.independent or self.provisioner is None:
@@ -148,7 +160,9 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             "launch": self._recorded_launch(),
             "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
         }
-        if self._provisioner_info is not None:
+        if self.waiting:
+            details["waiting"] = True
+        elif self._provisioner_info is not None:
             details["connection"] = dict(self.get_connection_info())
         try:
             text = encode(details)

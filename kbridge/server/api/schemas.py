@@ -165,8 +165,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "execution_state": _text(enum=list(_KERNEL_STATES)),
             "connections": _count("Open websockets"),
             "user": _text("The user who started it, if the server knows users"),
+            "reason": _text("Why it waits in a queue, or why it is dead"),
         },
-        optional=("user",),
+        optional=("user", "reason"),
     ),
     "Execution": _object(
         {

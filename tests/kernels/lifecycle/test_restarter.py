@@ -14,6 +14,8 @@ class Process:
 
     kernel_id = "k"
     closing = False
+    in_queue = ""  # why a job ended in the queue
+    restarts = True
 
     def __init__(self, lease: Lease | None = None) -> None:
         self.manager = self  # which waits for the end
@@ -21,6 +23,18 @@ class Process:
         self.new_ports: list[bool] = []
         self.announced = asyncio.Event()
         self.dead = asyncio.Event()
+        self.reason = ""
+
+    async def leave_queue(self) -> bool:
+        if self.in_queue:
+            raise KernelStartError(self.in_queue)
+        return False
+
+    async def may_restart(self) -> bool:
+        return self.restarts
+
+    async def exit_description(self) -> str:
+        return "it ended"
 
     async def wait_exit(self, interval: float) -> None:
         await asyncio.sleep(0)
@@ -32,7 +46,8 @@ class Process:
     async def announce_exit(self) -> None:
         self.announced.set()
 
-    def mark_dead(self) -> None:
+    def mark_dead(self, reason: str) -> None:
+        self.reason = reason
         self.dead.set()
 
 
@@ -72,6 +87,30 @@ async def test_failed_restarts_count_toward_the_limit(caplog):
     assert process.new_ports == [True] * 3
     assert not process.announced.is_set()
     assert caplog.text.count("no such program") == 3
+
+
+async def test_a_job_that_ended_in_the_queue_is_dead_with_its_reason():
+    process = Process()
+    process.in_queue = "job 1 was cancelled"
+    policy = RestartPolicy(limit=3, stable_time=10, started=0)
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    async with asyncio.timeout(TIMEOUT):
+        await process.dead.wait()
+    await restarter.aclose()
+    assert process.reason == "job 1 was cancelled"
+    assert not process.new_ports
+
+
+async def test_an_end_that_was_meant_is_final():
+    process = Process()
+    process.restarts = False
+    policy = RestartPolicy(limit=3, stable_time=10, started=0)
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    async with asyncio.timeout(TIMEOUT):
+        await process.dead.wait()
+    await restarter.aclose()
+    assert process.reason == "it ended"
+    assert not process.new_ports
 
 
 async def test_aclose_stops_the_watch():

@@ -20,6 +20,7 @@ from kbridge.kernels import shutdown
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, start_id
+from kbridge.kernels.lifecycle.queued import JobEnd
 from kbridge.kernels.registry import adoption
 from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
@@ -28,6 +29,7 @@ from kbridge.kernels.sessions import Sessions
 from kbridge.wire.message import Channel
 from tests.kernels import conftest
 from tests.kernels.conftest import FakeProvisioner
+from tests.kernels.scripted_queue import ScriptedProvisioner
 from tests.support.waiting import TIMEOUT
 
 TELLING = (
@@ -724,3 +726,100 @@ async def test_the_row_of_a_kernel_describes_its_process_and_its_hub(lives, spec
     assert details["launch"]["env"]["KERNEL_A"] == "a"
     assert details["kernelspec"]["argv"][0] == sys.executable
     assert details["provisioner"]["pid"] == record.pid
+
+
+async def queued_kernel(lives, queued, **traits):
+    """Return a manager, and the id of a kernel of it that waits in a queue."""
+    manager = await lives.next(queue_grace=0.0, **traits)
+    return manager, await manager.start_kernel(queued())
+
+
+async def test_the_job_is_recorded_before_the_kernel_runs(lives, queued):
+    _, kernel_id = await queued_kernel(lives, queued)
+    details = decode(lives.records()[kernel_id].details)
+    assert details["provisioner"]["job"] == 1
+    assert details["waiting"]
+    assert "connection" not in details
+
+
+async def test_the_wait_for_a_job_goes_on_in_the_next_server(lives, queued, hubs):
+    _, kernel_id = await queued_kernel(lives, queued)
+    second = await lives.next()
+    assert len(ScriptedProvisioner.jobs) == 1
+    assert not ScriptedProvisioner.jobs[1].end
+    assert second.model(kernel_id)["execution_state"] == "starting"
+    assert second.model(kernel_id)["reason"] == "job 1 waits: Submitted"
+    ScriptedProvisioner.created[-1].run(6000)
+    await until(lambda: second.model(kernel_id)["execution_state"] == "idle")
+    assert hubs.kernel(kernel_id).info.ports[Channel.SHELL] == 6000
+    await settled(second)
+    details = decode(lives.records()[kernel_id].details)
+    assert details["connection"]["shell_port"] == 6000
+    assert "waiting" not in details
+
+
+async def test_a_job_that_ran_while_no_server_did_is_connected_to(lives, queued, hubs):
+    _, kernel_id = await queued_kernel(lives, queued)
+    await lives.crash()
+    ScriptedProvisioner.created[-1].run(6000)
+    second = lives.make()
+    second.sessions = Sessions(second, second.writer)
+    await second.adopt()
+    await until(lambda: second.model(kernel_id)["execution_state"] == "idle")
+    assert hubs.kernel(kernel_id).info.ports[Channel.SHELL] == 6000
+
+
+async def test_a_kernel_that_left_the_queue_is_adopted_like_others(lives, queued, hubs):
+    first, kernel_id = await queued_kernel(lives, queued)
+    ScriptedProvisioner.created[-1].run(6000)
+    await until(lambda: first.model(kernel_id)["execution_state"] == "idle")
+    second = await lives.next()
+    assert hubs.kernel(kernel_id).info.ports[Channel.SHELL] == 6000
+    await until(lambda: second.model(kernel_id)["execution_state"] == "idle")
+    await second.restart_kernel(kernel_id)
+    assert second.model(kernel_id)["reason"] == "job 2 waits: Submitted"
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["waited", "ran"])
+async def test_a_job_that_ended_while_no_server_ran_is_shown_with_its_reason(
+    lives, queued, hubs, ran
+):
+    first, kernel_id = await queued_kernel(lives, queued)
+    if ran:
+        ScriptedProvisioner.created[-1].run()
+        await until(lambda: first.model(kernel_id)["execution_state"] == "idle")
+    await lives.crash()
+    ScriptedProvisioner.created[-1].end("job 1 ended: TIMEOUT", JobEnd.TIME_LIMIT)
+    second = lives.make()
+    second.sessions = Sessions(second, second.writer)
+    await second.adopt()
+    await until(lambda: second.model(kernel_id)["execution_state"] == "dead")
+    assert second.model(kernel_id)["reason"] == "job 1 ended: TIMEOUT"
+    await until(lambda: kernel_id not in lives.records())
+
+
+async def test_a_kernel_that_waits_is_left_when_the_server_ends(lives, queued):
+    manager, _ = await queued_kernel(lives, queued)
+    assert manager.count_staying() == 1
+    await manager.leave_all()
+    assert not ScriptedProvisioner.jobs[1].end
+    second = await lives.next()
+    assert len(second.models()) == 1
+
+
+async def test_a_job_of_a_start_that_no_client_heard_of_is_ended(lives, queued):
+    first = await lives.next(queue_grace=TIMEOUT)
+    start = asyncio.create_task(first.start_kernel(queued()))
+    await until(lambda: any(decode(row.details)["provisioner"] for row in lives.records().values()))
+    [record] = lives.records().values()
+    start.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await start
+    ScriptedProvisioner.jobs[1].end = ""
+    await settled(first)
+    lives.rewrite(record)
+    second = lives.make()
+    second.sessions = Sessions(second, second.writer)
+    await second.adopt()
+    assert ScriptedProvisioner.jobs[1].end == "ended by the server"
+    assert not second.models()
