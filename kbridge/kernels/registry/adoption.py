@@ -150,9 +150,9 @@ class Adopter:
             kernel.abandon()
             raise
         self._index.register(kernel)
-        if not alive:
+        if not alive and dead_too:
             self._log.warning(
-                "Kernel %s (%s) ended before this server took it over; its output is in %s",
+                "Kernel %s (%s) ended before this replica took it over; its output is in %s",
                 *(row.kernel_id, row.kernel_name, row.log_path),
             )
         return kernel

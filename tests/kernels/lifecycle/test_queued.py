@@ -10,6 +10,11 @@ from kbridge.errors import KernelStartError
 from tests.kernels.scripted_queue import ScriptedProvisioner
 
 
+@pytest.fixture(autouse=True)
+def scheduler() -> None:
+    ScriptedProvisioner.reset()
+
+
 async def test_a_launch_submits_and_waits_until_the_kernel_runs() -> None:
     provisioner = ScriptedProvisioner(kernel_id="k")
     launch = asyncio.create_task(provisioner.launch_kernel(["program"], env={}))
