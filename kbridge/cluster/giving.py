@@ -33,8 +33,15 @@ _SILENT_SECONDS: Final = 10.0  # a replica that did not answer is not told anyth
 class ClusterHubs(Protocol):
     """Keeps the hub of a kernel in step with the owner of the kernel."""
 
-    def lacks_output(self, kernel: ClusterKernel) -> bool:
-        """Return True if another replica may have output of a kernel that this one has not."""
+    def lacks_output(self, kernel: ClusterKernel, turn: int) -> bool:
+        """Return True if others may have output of a kernel that this replica has not.
+
+        Parameters
+        ----------
+        kernel : ClusterKernel
+        turn : int
+            The number of replicas that come before this one in the order of the kernel.
+        """
 
     async def promote(self, kernel: ClusterKernel) -> None:
         """Let the hub that follows the kernel, if there is one, serve it; before it is adopted."""

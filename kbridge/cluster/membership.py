@@ -106,6 +106,8 @@ class Membership:
         This server.
     follower_count : int
         The number of followers of each kernel.
+    patience : float
+        Seconds for which this replica waits for others that have the output of a kernel.
     secret : str
         The secret of the cluster, once the server has joined.
     replicas : dict of str to Replica
@@ -132,6 +134,7 @@ class Membership:
         self._returned = -math.inf  # when the lease could be renewed again after it could not
         self._seconds = lease.seconds
         self.follower_count = count
+        self.patience = replace(self.me, lease_seconds=lease.seconds).patience
         self._log = log
         self._workers = Workers(_HANGING, "kbridge-cluster")
         self._renewals = Workers(1, "kbridge-lease")
@@ -216,6 +219,12 @@ class Membership:
             return False
         return replica_id == self.me.replica_id or self._left(replica) > 0
 
+    def _may_return(self, replica: Replica) -> bool:
+        """Return True for a replica that is alive, or was so a short time ago."""
+        if replica.replica_id == self.me.replica_id:
+            return True
+        return replica.replica_id not in self._gone and self._left(replica) > -replica.patience
+
     def is_steady(self, replica_id: str) -> bool:
         """Return True if this server could renew its lease for as long as a replica's lease lasts.
 
@@ -245,16 +254,23 @@ class Membership:
         kernel = self.kernels.get(kernel_id)
         return self.replicas.get(kernel.replica_id) if kernel is not None else None
 
-    def successors(self, kernel: ClusterKernel) -> list[str]:
+    def successors(self, kernel: ClusterKernel, *, silent: bool = False) -> list[str]:
         """Return the ids of the replicas that may take a kernel over, the preferred one first.
 
         Replicas on the machine of the process come first, because only they can signal it. Those
         that the kernel does not listen for, or that are about to end, are left out.
+
+        Parameters
+        ----------
+        kernel : ClusterKernel
+        silent : bool
+            True to include replicas that may return, although their lease is over.
         """
         local = kernel.is_local
+        known = [r for r in self.replicas.values() if self._may_return(r)] if silent else None
         able = {
             replica.replica_id: replica.hostname != kernel.hostname
-            for replica in self.alive()
+            for replica in (self.alive() if known is None else known)
             if replica.replica_id != kernel.replica_id
             and not (self.me if replica.replica_id == self.me.replica_id else replica).draining
             and (not local or replica.hostname == kernel.hostname)

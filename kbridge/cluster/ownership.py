@@ -33,8 +33,7 @@ __all__ = ["Ownership", "PlainHubs"]
 
 # The part of a REST model that the other replicas get.
 _STATE: Final = ("last_activity", "execution_state", "connections")
-# The next in the order takes a kernel so much later, if the ones before it did not. A replica that
-# has not the output of a kernel waits for one lease, too: the others may only be slow.
+# The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
 # After so many failures, a kernel is served by messages.
@@ -48,7 +47,7 @@ class PlainHubs:
     def __init__(self, hubs: HubTable) -> None:
         self._hubs = hubs
 
-    def lacks_output(self, kernel: ClusterKernel) -> bool:  # noqa: ARG002
+    def lacks_output(self, kernel: ClusterKernel, turn: int) -> bool:  # noqa: ARG002
         """Return False: no replica has output of the kernels of another one."""
         return False
 
@@ -262,7 +261,7 @@ class Ownership:
         groups: dict[float, list[str]] = {}
         try:
             for kernel in kernels:
-                successors = self._membership.successors(kernel)
+                successors = self._membership.successors(kernel, silent=True)
                 if self._me in successors:
                     groups.setdefault(self._delay(kernel, successors), []).append(kernel.kernel_id)
                 yield True
@@ -278,11 +277,13 @@ class Ownership:
         yield False
 
     def _delay(self, kernel: ClusterKernel, successors: list[str]) -> float:
-        """Return the seconds until this replica may take a kernel that no other one has taken."""
-        delay = successors.index(self._me) * _TURN_SECONDS
-        if len(successors) > 1 and self._hubs.lacks_output(kernel):
-            delay += self._membership.lease.seconds or 0.0
-        return delay
+        """Return the seconds until this replica may take a kernel that no other one has taken.
+
+        Without its output, this replica waits for those that may have it, and are slow or silent.
+        """
+        turn = successors.index(self._me)
+        wait = len(successors) > 1 and self._hubs.lacks_output(kernel, turn)
+        return turn * _TURN_SECONDS + (self._membership.patience if wait else 0.0)
 
     async def _take(self, owner: str, delay: float, kernel_ids: list[str]) -> None:
         try:

@@ -123,13 +123,14 @@ class ReplicaHubs:
         await self.followers.aclose()
         self._reader.close()
 
-    def lacks_output(self, kernel: ClusterKernel) -> bool:
-        """Return True if this replica does not follow a kernel that others follow."""
-        return (
-            self._membership.follower_count > 0
-            and kernel.kernel_id not in self._hubs.followed
-            and is_followed(kernel)
-        )
+    def lacks_output(self, kernel: ClusterKernel, turn: int) -> bool:
+        """Return True unless this replica follows a kernel, and not only since others are silent.
+
+        Kernels that nobody follows have no output that another replica could have.
+        """
+        count = self._membership.follower_count
+        follows = kernel.kernel_id in self._hubs.followed and turn < count
+        return count > 0 and not follows and is_followed(kernel)
 
     async def promote(self, kernel: ClusterKernel) -> None:
         """Let the hub of a kernel serve it; `HubTable.open` returns that hub then.

@@ -544,6 +544,26 @@ async def test_replicas_with_a_loopback_address_are_named_once(member, connect, 
     assert "the replica b on elsewhere at http://localhost:2/" in "".join(told)
 
 
+async def test_a_replica_that_was_alive_a_short_time_ago_may_return(member, connect):
+    async with member(replica("a"), seconds=10.0) as (a, _):
+        for name, ago in (("short", 1), ("long", 31)):
+            ClusterStore(connect(), other(name)).join(10.0)
+            with connect().transaction("written to") as connection:
+                connection.execute(
+                    update(REPLICAS)
+                    .where(REPLICAS.c.replica_id == name)
+                    .values(lease_until=REPLICAS.c.lease_until - 10 - ago)
+                )
+        with connect().transaction("written to") as connection:
+            connection.execute(update(REPLICAS).values(lease_seconds=10.0))
+        ClusterStore(connect(), other("b")).join(10.0)
+        put(ClusterStore(connect(), other("b")), kernel("k"))
+        await a.renew()
+        found = a.kernels["k"]
+        assert a.successors(found) == ["a"]
+        assert sorted(a.successors(found, silent=True)) == ["a", "short"]
+
+
 async def test_successors_are_those_that_can_serve_the_kernel(member, connect):
     async with member(replica("a"), count=2) as (a, _), member(replica("b")) as (b, _):
         for name in ("x", "y"):

@@ -168,6 +168,25 @@ async def test_a_kernel_without_a_usable_connection_is_not_promoted(
     await two.aclose()
 
 
+@pytest.mark.parametrize("role", ["used", "pooled"])
+async def test_a_replica_lacks_the_output_of_kernels_that_others_follow(
+    both: tuple[ReplicaRig, ReplicaRig], role: str
+) -> None:
+    a, b = both
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    a.put(kernel_row(role=role))
+    await b.see()
+    kernel = b.kernels()["k"]
+    followed = role == "used"
+    assert two.lacks_output(kernel, 0) is followed
+    two.followers.open()
+    assert set(b.hubs.followed) == ({"k"} if followed else set())
+    assert not two.lacks_output(kernel, 0)
+    # The first one in the order is only silent: this replica has begun to follow since then.
+    assert two.lacks_output(kernel, 1) is followed
+    await two.aclose()
+
+
 async def test_a_kernel_that_was_lost_is_followed(both: tuple[ReplicaRig, ReplicaRig]) -> None:
     a, b = both
     one = ReplicaHubs(a.membership, a.hubs, LOG)

@@ -70,7 +70,7 @@ class ClusterRegistry(Registry):
         lives = [
             replica.hostname
             for replica in view.replicas
-            if replica.alive
+            if replica.lease_left > -replica.patience
             and not (replica.draining or replica.replica_id == me.replica_id)
             and not self._has_ended(replica, state_of)
         ]

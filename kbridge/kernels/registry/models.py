@@ -28,6 +28,8 @@ __all__ = [
     "encode",
 ]
 
+# A busy machine or a slow database costs a replica one lease, and it waits for another one then.
+_LEASES_TO_RETURN = 3
 _BYTES = "base64:bytes"  # a name that no provisioner uses
 
 
@@ -172,6 +174,11 @@ class Replica:
     def alive(self) -> bool:
         """True if its lease was not over when it was read."""
         return self.lease_left > 0
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which the others hope that it returns, after the end of its lease."""
+        return _LEASES_TO_RETURN * self.lease_seconds
 
 
 @dataclass(frozen=True, slots=True)
