@@ -12,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final
 
 from kbridge.cluster.membership import Change, Membership
-from kbridge.cluster.state_writer import read_handovers
-from kbridge.errors import HubClosed, KbridgeError, RegistryError
-from kbridge.flow.handover import END
+from kbridge.cluster.remote_kernel import end_in
+from kbridge.errors import HubClosed, KbridgeError
 from kbridge.hub import Hub, HubTable
 from kbridge.hub.broadcast.turns import turns
-from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole, Replica, decode
 from kbridge.kernels.tasks import spawn, stop
 
 __all__ = ["Followers", "connection_of", "is_followed", "is_waiting"]
@@ -29,11 +28,8 @@ __all__ = ["Followers", "connection_of", "is_followed", "is_waiting"]
 _AT_ONCE: Final = 8
 """The number of kernels whose changes are followed without waiting for a turn."""
 
-_TOGETHER: Final = 20
-"""The number of kernels whose states are read together."""
-
-_SETTLED: Final = 2.0
-"""Seconds after which the owner has written the end of its journal at the beginning of a hub."""
+_RENEWALS: Final = 3
+"""The renewals of the owner's lease after which it has written the end of its journal."""
 
 
 def connection_of(kernel: ClusterKernel) -> dict[str, Any] | None:
@@ -56,6 +52,29 @@ def is_waiting(kernel: ClusterKernel) -> bool:
         return bool(decode(kernel.row.details).get("waiting"))
     except ValueError:
         return False
+
+
+@dataclass(slots=True)
+class _Beginning:
+    """Counts what the owner of a kernel does after this replica has begun to follow.
+
+    Attributes
+    ----------
+    renewals : int
+        The renewals of its lease; -1 before the first view.
+    """
+
+    renewals: int = -1
+    _lease: tuple[str, float] = ("", 0.0)
+
+    def see(self, owner: Replica) -> None:
+        """Note the lease of the owner in a new view."""
+        lease, known = (owner.replica_id, owner.lease_until), self._lease
+        self._lease = lease
+        if self.renewals < 0 or lease[0] != known[0]:
+            self.renewals = 0
+        elif lease != known:
+            self.renewals += 1
 
 
 class Followers:
@@ -82,11 +101,10 @@ class Followers:
         self._log = log
         self._me = membership.me.replica_id
         self._infos: dict[str, dict[str, Any]] = {}
-        self._began: dict[str, float] = {}  # by kernel whose end was not read yet
+        self._began: dict[str, _Beginning] = {}  # by kernel whose end is not known yet
         self.joined: dict[str, str] = {}
         self._due: dict[str, None] = {}  # the kernels to decide about, in their order
         self._in_turns = False
-        self._reading: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._reports: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -113,8 +131,7 @@ class Followers:
             if more:
                 self._in_turns = True
                 turns().add(self._turn)
-        if self._began and self._reading is None:
-            self._reading = spawn(self._read_joined(), self._log)
+        self._note_ends()
 
     def _turn(self) -> bool:
         self._in_turns = not self._closed and bool(self._due) and self._decide_next()
@@ -155,7 +172,7 @@ class Followers:
         try:
             if hub is None:
                 hub = self._hubs.follow(kernel_id, info)
-                self._began[kernel_id] = asyncio.get_running_loop().time()
+                self._began[kernel_id] = _Beginning()
                 task = spawn(self._report(hub, owner), self._log)
                 self._reports.add(task)
                 task.add_done_callback(self._reports.discard)
@@ -194,28 +211,30 @@ class Followers:
         self._began.pop(kernel_id, None)
         return self.joined.pop(kernel_id, None)
 
-    async def _read_joined(self) -> None:
-        """Read the ends of the owners' journals, once, when they have been written.
+    def _note_ends(self) -> None:
+        """Note the ends of the owners' journals that were written after this replica began.
 
-        An end that this replica does not have in its journal is older than that journal.
+        The owner writes the end with each renewal of its lease. The first renewal after the
+        beginning may have been prepared before it, and a view may have the lease of a renewal
+        without the end that came with it. So the view with the third renewal has a new end. If
+        this replica does not have that message in its journal, it is older than the journal.
         """
-        now, store = asyncio.get_running_loop().time(), self._membership.store
-        due = [name for name, began in self._began.items() if now >= began + _SETTLED]
-        try:
-            for start in range(0, len(due), _TOGETHER):
-                kernels = dict.fromkeys(due[start : start + _TOGETHER], ())
-                found = await self._membership.call(partial(read_handovers, store, kernels))
-                for kernel_id, handover in found.items():
-                    if self._began.pop(kernel_id, None) is not None and END in handover.places:
-                        self.joined[kernel_id] = handover.places[END]
-        except RegistryError:
-            pass  # at the next view
-        finally:
-            self._reading = None
+        for kernel_id, beginning in list(self._began.items()):
+            hub = self._hubs.followed.get(kernel_id)
+            kernel = self._membership.kernels.get(kernel_id)
+            owner = self._membership.owner(kernel_id)
+            if hub is None or kernel is None or owner is None or not hub.listens:
+                beginning.renewals = -1
+                continue
+            beginning.see(owner)
+            if beginning.renewals >= _RENEWALS:
+                del self._began[kernel_id]
+                if (end := end_in(kernel.state)) is not None:
+                    self.joined[kernel_id] = end
 
     async def aclose(self) -> None:
         """Follow no more; `HubTable.aclose` closes the hubs. May be called twice."""
         self._closed = True
-        await stop(self._reading, *self._reports)
+        await stop(*self._reports)
         if self._closing:
             await asyncio.wait(self._closing)

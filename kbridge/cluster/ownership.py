@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, Final
 from kbridge.cluster.giving import ClusterHubs, Giver
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.peers import Peers
+from kbridge.cluster.remote_kernel import shown_state
 from kbridge.errors import KbridgeError, KernelError, KernelNotFound, RegistryError
 from kbridge.hub.broadcast.turns import turns
 from kbridge.hub.table import HubTable
@@ -31,8 +31,6 @@ from kbridge.wire.closing import SERVER_RESTARTS, SERVICE_RESTART
 
 __all__ = ["Ownership", "PlainHubs"]
 
-# The part of a REST model that the other replicas get.
-_STATE: Final = ("last_activity", "execution_state", "connections")
 # The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
@@ -158,11 +156,13 @@ class Ownership:
         return self._kernels.writer.has_ended(kernel_id)
 
     def states(self) -> Iterator[tuple[str, str]]:
-        """Yield the ids and REST models of the kernels in use, without id and name, as JSON."""
+        """Yield the ids and the states (see `shown_state`) of the kernels in use."""
+        follow = self._membership.follower_count > 0
         for kernel_id in self._kernels.list_kernel_ids():
             with suppress(KernelNotFound):
-                model = self._kernels.model(kernel_id)
-                yield kernel_id, json.dumps({name: model[name] for name in _STATE})
+                hub = self._kernels.hubs.get(kernel_id) if follow else None
+                end = None if hub is None else hub.journal_end()
+                yield kernel_id, shown_state(self._kernels.model(kernel_id), end)
 
     # -- changes of the view --------------------------------------------------------------------
 

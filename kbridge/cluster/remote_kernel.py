@@ -23,14 +23,33 @@ from kbridge.kernels.registry.models import ClusterKernel, Replica
 if TYPE_CHECKING:
     from kbridge.hub import Hub
 
-__all__ = ["RemoteKernel", "shown_state"]
+__all__ = ["RemoteKernel", "end_in", "shown_state"]
 
 _UNKNOWN: Final = {"last_activity": timestamp(0), "execution_state": "unknown", "connections": 0}
 
 
-def shown_state(model: Mapping[str, Any]) -> str:
-    """Return the text (`ClusterKernel.state`) from which other replicas make the REST model."""
-    return json.dumps({name: model[name] for name in (*_UNKNOWN, "reason") if name in model})
+def shown_state(model: Mapping[str, Any], end: str | None = None) -> str:
+    """Return the text (`ClusterKernel.state`) that the owner of a kernel writes for the others.
+
+    Parameters
+    ----------
+    model : mapping
+        The REST model of the kernel, of which other replicas show a part.
+    end : str, optional
+        The end of its journal; see `Hub.journal_end`.
+    """
+    state = {name: model[name] for name in (*_UNKNOWN, "reason") if name in model}
+    return json.dumps(state if end is None else {**state, "end": end})
+
+
+def end_in(state: str) -> str | None:
+    """Return the end of the journal in a text that `shown_state` has returned, if it has one."""
+    try:
+        found = json.loads(state or "{}")
+    except ValueError:
+        return None
+    end = found.get("end") if isinstance(found, dict) else None
+    return end if isinstance(end, str) else None
 
 
 class RemoteKernel(Kernel):

@@ -266,6 +266,11 @@ class Readiness:
         if event is Event.IOPUB and self.state is State.HEARD and self._renew_at == math.inf:
             self._renew_at = now + self._renew_after
 
+    @property
+    def connected(self) -> bool:
+        """True while iopub is connected."""
+        return self._handshake
+
     def explain(self) -> str:
         """Return what the proof of a ready kernel lacks, for the log; empty if it is complete."""
         if not self.timed_out:

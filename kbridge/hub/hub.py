@@ -442,6 +442,11 @@ class Hub:
         """Signs and verifies with the kernel's key."""
         return self._kernel.signer
 
+    @property
+    def listens(self) -> bool:
+        """True while messages on iopub arrive here."""
+        return self._kernel.listens
+
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until `ready`.
 
@@ -478,6 +483,13 @@ class Hub:
         self._broadcaster.unobserve(observer)
 
     # -- other replicas ---------------------------------------------------------------------
+
+    def journal_end(self) -> str | None:
+        """Return the id of the last message of the kernel on iopub, empty before the first one.
+
+        None if that message is not in memory any longer.
+        """
+        return self._broadcaster.journal_end()
 
     def take_changes(self) -> Changes:
         """Return the changes since the last call, for the replica that may take the kernel over.

@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 
-from kbridge.cluster import follow
 from kbridge.cluster.follow import Followers, connection_of
-from kbridge.cluster.state_writer import StateWriter
+from kbridge.cluster.remote_kernel import end_in, shown_state
 from kbridge.hub import Hub
 from kbridge.kernels.registry.models import KernelRole, KernelRow
 from kbridge.wire.message import Channel
 from kbridge.wire.zmq import parse, serialize
 from tests.cluster.rig import (
     INFO,
+    LEASE,
     LOG,
     SIGNER,
     ReplicaRig,
     kernel_row,
-    line,
     message,
     other_ports,
 )
@@ -231,18 +230,36 @@ def test_rows_without_a_connection(details: str) -> None:
     assert connection_of(replace(kernel, row=replace(row, details=details))) is None
 
 
-async def test_the_end_of_the_journal_before_is_read_once(
-    a: ReplicaRig, b: ReplicaRig, following: Followers, monkeypatch: pytest.MonkeyPatch
+async def test_the_end_of_the_owners_journal_is_one_that_was_written_later(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
 ) -> None:
-    monkeypatch.setattr(follow, "_SETTLED", 0.0)
+    """An end that was written before this replica began does not say what it has missed."""
+
+    async def owner_renews(end: str) -> None:
+        model = {"last_activity": "", "execution_state": "busy", "connections": 1}
+        a.store.renew(LEASE, {"k": shown_state(model, end)})
+        await b.see()
+
     a.put(kernel_row())
-    a.hubs.open("k", INFO)
-    output = line("1\n")
-    a.say(output)
-    await StateWriter(a.store, a.hubs, LOG).write()
-    await b.see()
+    await owner_renews("old")
     following.open()
-    await until(lambda: "k" in following.joined, "the end was read")
-    assert following.taken("k") == output.msg_id
+    await owner_renews("old")
+    for _ in range(5):
+        await owner_renews("before it listens")
+    assert following.joined == {}
+    b.links[-1].connect()
+    for number in range(3):
+        await owner_renews(f"{number}")
+        assert following.joined == {}
+        await b.see()  # another view with the same lease
+    await owner_renews("3")
+    assert following.joined == {"k": "3"}
+    await owner_renews("4")
+    assert following.taken("k") == "3"
     assert following.taken("k") is None
     await following.aclose()
+
+
+@pytest.mark.parametrize("state", ["", "{", "[]", "{}", '{"end": 1}'])
+def test_states_without_an_end(state: str) -> None:
+    assert end_in(state) is None

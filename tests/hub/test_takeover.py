@@ -488,6 +488,29 @@ async def test_a_cell_that_ran_when_the_follower_came_says_that_output_is_missin
     assert line == "1\n"
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_an_end_from_before_the_follower_came_hides_nothing(known: bool) -> None:
+    """The database was down when the follower came: what it has missed was not written."""
+    rig = Cluster(late=True)
+    rig.attach("s")
+    rig.publish(rig.stream("1\n"))
+    rig.fire_ping_timer()
+    rig.write()
+    places = dict(rig.places)
+    if not known:
+        rig.publish(rig.stream("2\n"))
+    rig.follow()
+    rig.places = places
+    rig.joined = places[""] if known else None
+    rig.publish(rig.stream("3\n"))
+    await rig.kill()
+    client, _ = rig.again()
+    *notices, line = texts(client)
+    assert line == "3\n"
+    assert len(notices) == (0 if known else 1)
+    assert known or "from before it followed the kernel is missing" in notices[0]
+
+
 async def test_without_a_follower_the_state_is_taken_over_all_the_same() -> None:
     rig = Cluster(late=True)
     _, cursor = rig.attach("s", silent=True)

@@ -35,7 +35,7 @@ from kbridge.hub.broadcast.resume import (
     find_on_disk,
     resolve_since,
 )
-from kbridge.hub.broadcast.state_export import OwnFrames, StateExport
+from kbridge.hub.broadcast.state_export import OwnFrames, StateExport, id_before
 from kbridge.hub.broadcast.state_import import ids_in, import_state
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
@@ -410,6 +410,10 @@ class Broadcaster:
                 self.journal, self._sessions, self.tracker, self._inputs, self._own
             )
         self._session_listener = listener or self._session_listener
+
+    def journal_end(self) -> str | None:
+        """Return the id of the last message of the kernel on iopub; see `id_before`."""
+        return id_before(self.journal, self.journal.next_seq, self._own)
 
     def take_changes(self) -> Changes:
         """Return the changes since the last call; the first call returns the whole state."""

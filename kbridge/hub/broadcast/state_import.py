@@ -92,11 +92,12 @@ def import_state(
         Unix seconds.
     """
     found = Imported()
-    # A client that has all messages up to one of these has missed none, if this journal begins
-    # later: the kernel sent nothing in between.
-    for end in (joined, handover.places.get(END)):
-        if end is not None and end not in places:
-            found.aliases[end] = journal.oldest()
+    # A client that has all messages up to the end has missed none, if this journal begins later:
+    # the kernel sent nothing in between. A follower needs `joined` for that, because the end in the
+    # handover may have been written before it began.
+    end = joined if executions.following else handover.places.get(END)
+    if end is not None and end not in places:
+        found.aliases[end] = journal.oldest()
     places = {**places, **found.aliases}
     for session_id, msg_id in handover.places.items():
         if session_id != END:

@@ -161,6 +161,11 @@ class KernelConnection:
         """True if requests are sent only because `kernel_info_timeout` has passed."""
         return self._readiness.timed_out
 
+    @property
+    def listens(self) -> bool:
+        """True while iopub is connected."""
+        return self._readiness.connected
+
     async def wait_ready(self, timeout: float | None) -> bool:
         """Wait until `ready`; return False if the kernel is not proven, or after `timeout`.
 
