@@ -26,6 +26,7 @@ from kbridge.client.session import (
     InputRequested,
     KernelSession,
     Produced,
+    ReasonChanged,
     Replied,
     ReplyOnly,
 )
@@ -76,6 +77,7 @@ class Kernel:
         self._followers: set[Kernel] = set()
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
+        self._on_reason: Callable[[str], object] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,6 +111,17 @@ class Kernel:
     def closed(self) -> bool:
         """True after `aclose`."""
         return self._closed
+
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits in the queue of a scheduler, or why it is dead; else empty."""
+        return self._session.reason
+
+    def observe_reason(self, callback: Callable[[str], object] | None) -> None:
+        """Call `callback` with each new `reason`, and now if there is one; None to stop."""
+        self._on_reason = callback
+        if callback is not None and self.reason:
+            callback(self.reason)
 
     # Running code.
 
@@ -381,8 +394,7 @@ class Kernel:
                 if (execution := self._executions.pop(event.msg_id, None)) is not None:
                     execution.finish(event.result)
             case Replied():
-                if (reply := self._replies.get(event.msg_id)) is not None and not reply.done():
-                    reply.set_result(event.content)
+                self._reply(event)
             case ReplyOnly():
                 if (execution := self._executions.get(event.msg_id)) is not None:
                     self._start(self._prove_end(execution))
@@ -390,8 +402,14 @@ class Kernel:
                 self._fail(event)
             case InputRequested():
                 self._ask(event)
+            case ReasonChanged() if self._on_reason is not None:
+                self._on_reason(event.reason)
             case CommEvent():
                 await self._comms.receive(event)
+
+    def _reply(self, event: Replied) -> None:
+        if (reply := self._replies.get(event.msg_id)) is not None and not reply.done():
+            reply.set_result(event.content)
 
     def _fail(self, event: Failed) -> None:
         if (execution := self._executions.pop(event.msg_id, None)) is not None:

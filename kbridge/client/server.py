@@ -122,7 +122,8 @@ class Server:
             The directory of the kernel, below the root directory of the server.
         on_progress : callable, optional
             Called with `starting`, then `connecting` when the process runs, `waiting` while it does
-            not answer, and `ready`.
+            not answer, and `ready`. While the kernel waits in the queue of a scheduler, also with
+            `waiting: ` and the reason, whenever that changes.
 
         If it fails or is cancelled, the kernel is shut down.
 
@@ -145,7 +146,9 @@ class Server:
             progress("connecting")
             kernel = await self.kernel(str(model["id"]))
             progress("waiting")
+            kernel.observe_reason(lambda reason: reason and progress(f"waiting: {reason}"))
             await kernel.kernel_info()
+            kernel.observe_reason(None)
             progress("ready")
         except BaseException:
             # Nobody has its id. The request is not cancelled: the server may have begun.

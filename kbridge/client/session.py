@@ -48,6 +48,7 @@ __all__ = [
     "InputRequested",
     "KernelSession",
     "Produced",
+    "ReasonChanged",
     "Replaced",
     "Replied",
     "ReplyOnly",
@@ -111,6 +112,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasonChanged:
+    """The server says why the kernel waits or has ended; empty when it runs again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """The kernel's process has gone; `reconcile` says what became of the executions."""
 
@@ -129,7 +137,15 @@ class CommEvent:
 
 
 Event: TypeAlias = (
-    Replied | Produced | InputRequested | Finished | ReplyOnly | Failed | Replaced | CommEvent
+    Replied
+    | Produced
+    | InputRequested
+    | Finished
+    | ReplyOnly
+    | Failed
+    | Replaced
+    | ReasonChanged
+    | CommEvent
 )
 
 
@@ -164,11 +180,19 @@ class KernelSession:
         A new random id.
     follows : str
         The id of a request of any client; then only its messages are received.
+
+    Attributes
+    ----------
+    last : str
+        The id of the last message on iopub.
+    reason : str
+        Why the kernel waits in a queue, or has ended, as the server says; else empty.
     """
 
     session_id: str
     follows: str = ""
     last: str = ""
+    reason: str = field(default="", init=False)
     _requests: dict[str, _Request] = field(default_factory=dict)
     _executions: dict[str, _Execution] = field(default_factory=dict)
     _probes: dict[str, str] = field(default_factory=dict)  # to the execution that each proves
@@ -308,14 +332,16 @@ class KernelSession:
             if kind.startswith("comm_"):
                 return _comm(kind, msg)
             if kind == "status" and not parent:
-                return self._kernel_status(str(_content(msg).get("execution_state")))
+                content = _content(msg)
+                state, reason = content.get("execution_state"), content.get("reason", "")
+                return self._kernel_status(str(state), str(reason))
             if kind == "status" and parent in self._probes:
                 return self._proved(parent, str(_content(msg).get("execution_state")))
         if (execution := self._executions.get(parent)) is not None:
             return self._of_execution(parent, execution, kind, msg)
         if parent in self._requests and kind.endswith("_reply"):
             del self._requests[parent]
-            return [Replied(parent, _content(msg))]
+            return [*self._explain(""), Replied(parent, _content(msg))]
         return []
 
     def _note(self, msg_id: str) -> None:
@@ -342,7 +368,8 @@ class KernelSession:
             return [InputRequested(msg_id, prompt, password)]
         if kind == "execute_reply":
             execution.result = parse_result(content_of(msg.content))
-            return self._complete(msg_id, execution) or [ReplyOnly(msg_id)]
+            ended = self._complete(msg_id, execution) or [ReplyOnly(msg_id)]
+            return ended if execution.result.status == "aborted" else [*self._explain(""), *ended]
         return []
 
     def _proved(self, probe: str, state: str) -> list[Event]:
@@ -364,20 +391,28 @@ class KernelSession:
         del self._executions[msg_id]
         return [Finished(msg_id, result)]
 
-    def _kernel_status(self, state: str) -> list[Event]:
+    def _kernel_status(self, state: str, why: str) -> list[Event]:
         """Take a status that the server or the kernel announces without a request."""
         if state not in _REPLACED:
             return []
+        events = self._explain(why)
+        if why and state == "starting":
+            return events  # it waits for a process, and had none before
         dead = state == "dead"
         reason = "the kernel died" if dead else "the kernel was restarted"
+        reason += f": {why}" * bool(why)
         ended = [i for i, each in self._executions.items() if each.begun or dead]
-        events: list[Event] = [Failed(msg_id, KernelDied(reason)) for msg_id in ended]
+        events += [Failed(msg_id, KernelDied(reason)) for msg_id in ended]
         for msg_id in ended:
             del self._executions[msg_id]
         if dead:
             events += [Failed(msg_id, KernelDied(reason)) for msg_id in self._requests]
             self._requests.clear()
         return [*events, Replaced()] if self._executions or self._requests else events
+
+    def _explain(self, why: str) -> list[Event]:
+        known, self.reason = self.reason, why
+        return [] if why == known else [ReasonChanged(why)]
 
     # Connections.
 

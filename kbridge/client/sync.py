@@ -201,6 +201,11 @@ class Kernel:
         """The id of the kernel on its server."""
         return self._kernel.kernel_id
 
+    @property
+    def reason(self) -> str:
+        """Why the kernel waits in the queue of a scheduler, or why it is dead; else empty."""
+        return self._kernel.reason
+
     def close(self) -> None:
         """Close the session; the kernel and its executions go on."""
         self._loop.end(self._kernel.aclose())

@@ -588,19 +588,11 @@ class Hub:
             self._queue_text = text
             self.announce("starting", reason=text)
 
-    def abort_waiting(self, reason: str = "") -> None:
-        """Answer the requests to execute code that wait for the kernel: they are not run.
-
-        Parameters
-        ----------
-        reason : str
-            A line for the output of each cell; by default none.
-        """
+    def abort_waiting(self) -> None:
+        """Answer the requests to execute code that wait for the kernel: they are not run."""
         notices, broadcaster = self.notices, self._broadcaster
         waiting = self._kernel.take_waiting()
         for msg, client in waiting:
-            if reason:
-                broadcaster.on_notice(notices.ended(reason, msg.header))
             aborted = {"status": "aborted", "execution_count": None}
             reply = notices.reply(msg.header, aborted)
             broadcaster.on_reply(reply, client, self._clock.monotonic())
@@ -645,9 +637,10 @@ class Hub:
         self._deaths += 1
         self._queue_text = ""
         self._kernel.drain()
-        if reason:
-            self.abort_waiting(reason)
         self._explain_end(reason)
+        if reason:  # requests that wait will not run
+            for msg, _ in self._kernel.take_waiting():
+                self._broadcaster.on_notice(self.notices.ended(reason, msg.header))
         self._kernel.dead()
         self._broadcaster.forget_requests()
         self.announce("dead", reason=reason)

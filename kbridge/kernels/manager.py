@@ -479,6 +479,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         kernels = [*self.index, *self.index.known]
         return {kernel.kernel_id: kernel.user for kernel in kernels if kernel.user}
 
+    def reasons(self) -> dict[str, str]:
+        """Return the reason of each kernel in use, by kernel id; see `Kernel.reason`."""
+        return {kernel.kernel_id: kernel.reason for kernel in self.index}
+
     def pids(self) -> dict[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""
         return self.index.pids()

@@ -101,8 +101,9 @@ def _add_start_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
     @_reported
     async def list_kernels() -> str:
         """List the kernels that run: id, name, state (idle, busy, ...) and last activity."""
-        fields = ("id", "name", "execution_state", "last_activity", "connections")
-        return _json([{f: model.get(f) for f in fields} for model in await server.kernels()])
+        fields = ("id", "name", "execution_state", "reason", "last_activity", "connections")
+        models = await server.kernels()
+        return _json([{f: model[f] for f in fields if f in model} for model in models])
 
     @mcp.tool(annotations=_hints(), structured_output=False)
     @_reported

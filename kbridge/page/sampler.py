@@ -64,6 +64,10 @@ class Source(ABC):
         """Return the names of the users who started kernels, by kernel id; empty without users."""
         return {}
 
+    def reasons(self) -> Mapping[str, str]:
+        """Return why kernels wait in a queue, or are dead, by kernel id, where that is known."""
+        return {}
+
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """Return more figures of the server."""
@@ -220,7 +224,7 @@ class Sampler:
         usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
         table = source.table
         found: dict[str, tuple[float, int, int]] = {}
-        owners, users = source.owners(), source.users()
+        owners, users, reasons = source.owners(), source.users(), source.reasons()
         for kernel_id, name, state in source.kernels():
             await asyncio.sleep(0)
             kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
@@ -231,6 +235,8 @@ class Sampler:
                 found[kernel_id] = count
                 kernel |= figures | _rates(count, self._before.get(kernel_id))
             kernel |= _usage(usages.get(kernel_id))
+            if kernel_id in reasons:
+                kernel["reason"] = reasons[kernel_id]
             if kernel_id in owners:
                 kernel["replica"] = owners[kernel_id]
             user = users.get(kernel_id, "")

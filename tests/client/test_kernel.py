@@ -190,6 +190,25 @@ async def test_a_cancelled_collect_loses_nothing(scripted: ScriptedServer, kerne
     assert await execution.collect() == [Stream("stdout", "a")]
 
 
+async def test_a_start_tells_why_the_kernel_waits(scripted: ScriptedServer) -> None:
+    def on_rest(method: str, _path: str) -> Reply:
+        return (201, {"id": "k"}) if method == "POST" else (200, {"kernelspecs": {}})
+
+    def wait_twice(message: Message) -> None:
+        for reason in ("Priority", "Resources"):
+            waits = {"execution_state": "starting", "reason": reason}
+            scripted.send(None, "status", waits)
+        scripted.answer(message)
+
+    scripted.on_rest, scripted.on_message = on_rest, wait_twice
+    stages: list[str] = []
+    async with connect(scripted.url, "t") as server:
+        kernel = await server.start_kernel(on_progress=stages.append)
+        assert kernel.reason == ""
+    told = ["waiting: Priority", "waiting: Resources"]
+    assert stages == ["starting", "connecting", "waiting", *told, "ready"]
+
+
 async def test_a_start_that_is_cancelled_leaves_no_kernel(scripted: ScriptedServer) -> None:
     asked, goes_on = asyncio.Event(), asyncio.Event()
 

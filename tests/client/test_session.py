@@ -16,6 +16,7 @@ from kbridge.client.session import (
     InputRequested,
     KernelSession,
     Produced,
+    ReasonChanged,
     Replaced,
     Replied,
     ReplyOnly,
@@ -291,6 +292,31 @@ def test_other_states_of_the_kernel_end_nothing(session: KernelSession, state: s
     request = execute(session)
     session.receive(status(request, "busy"))
     assert session.receive(status(None, state)) == []
+
+
+def waits(reason: str) -> Message:
+    return of(None, "status", {"execution_state": "starting", "reason": reason})
+
+
+def test_a_kernel_that_waits_ends_nothing_and_says_why(session: KernelSession) -> None:
+    request = execute(session)
+    assert session.receive(waits("Priority")) == [ReasonChanged("Priority")]
+    assert session.receive(waits("Priority")) == []
+    assert session.receive(waits("Resources")) == [ReasonChanged("Resources")]
+    assert session.reason == "Resources"
+    session.receive(status(request, "busy"))
+    events = session.receive(of(request, "execute_reply", OK, Channel.SHELL))
+    assert events == [ReasonChanged(""), ReplyOnly(request.msg_id)]
+    assert session.reason == ""
+
+
+def test_a_job_that_has_ended_is_named_in_the_error(session: KernelSession) -> None:
+    execute(session)
+    dead = {"execution_state": "dead", "reason": "job 1 ended: TIMEOUT"}
+    changed, failed = session.receive(of(None, "status", dead))
+    assert changed == ReasonChanged("job 1 ended: TIMEOUT")
+    assert isinstance(failed, Failed)
+    assert str(failed.error) == "the kernel died: job 1 ended: TIMEOUT"
 
 
 def test_a_dead_kernel_fails_everything(session: KernelSession) -> None:

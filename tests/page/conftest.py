@@ -26,6 +26,7 @@ class MemorySource(Source):
         self.script = ExecutionScript(self.hub, self.links.latest, KEY)
         self.more: dict[str, Any] = {"started": 5.0}
         self.fails = False
+        self.why: dict[str, str] = {}
 
     @property
     def table(self) -> HubTable:
@@ -39,6 +40,9 @@ class MemorySource(Source):
 
     def pids(self) -> Mapping[str, int]:
         return {}
+
+    def reasons(self) -> Mapping[str, str]:
+        return self.why
 
     def facts(self) -> Mapping[str, Any]:
         return self.more

@@ -35,6 +35,22 @@ async def test_a_sample_shows_the_server_and_its_kernels(site: Any) -> None:
     watcher.leave()
 
 
+async def test_a_kernel_that_waits_is_shown_with_its_reason(site: Any) -> None:
+    site.source.why = {"another": "job 1 waits: Priority"}
+    watcher = site.sampler.watch()
+    _, starting = (await next_of(watcher))["kernels"]
+    assert starting["reason"] == "job 1 waits: Priority"
+    site.source.why = {"another": "job 1 waits: Resources"}
+    site.go_on()
+    changed = (await next_of(watcher))["kernels"]
+    assert changed == [{"id": "another", "reason": "job 1 waits: Resources"}]
+    site.source.why = {}
+    site.go_on()
+    _, starting = (await next_of(watcher))["kernels"]
+    assert starting == {"id": "another", "name": "ir", "state": "starting"}
+    watcher.leave()
+
+
 async def test_rates_are_of_the_time_between_two_samples(site: Any) -> None:
     hub = site.source.hub
     hub.say(hub.notices.status("busy"))  # before anybody watches

@@ -381,8 +381,14 @@ class Broadcaster:
         return seq
 
     def is_announced(self, status: str, reason: str = "") -> bool:
-        """Return True if a status was announced and the journal has not changed since."""
-        return self._announced == (status, reason, self.journal.next_seq)
+        """Return True if a status was announced and the journal has not changed since.
+
+        Without a reason, the status may have been announced with any.
+        """
+        if self._announced is None:
+            return False
+        known, why, seq = self._announced
+        return (known, seq) == (status, self.journal.next_seq) and reason in ("", why)
 
     def announce(self, status: str, source: Cursor | None = None, reason: str = "") -> None:
         """Send a status in the name of the kernel, without delay, and tell the listeners.

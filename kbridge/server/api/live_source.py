@@ -59,6 +59,12 @@ class ServerSource(Source):
         others = {kernel.kernel_id: kernel.user for kernel in self._services.cluster or ()}
         return others | self._services.kernels.users()
 
+    def reasons(self) -> Mapping[str, str]:
+        """Return why kernels wait in a queue, or are dead, by kernel id."""
+        others = {kernel.kernel_id: kernel.reason for kernel in self._services.cluster or ()}
+        found = others | self._services.kernels.reasons()
+        return {kernel_id: reason for kernel_id, reason in found.items() if reason}
+
     def pids(self) -> Mapping[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""
         return self._services.kernels.pids()

@@ -137,7 +137,7 @@ kbridge run train.py --server https://host/ --token TOKEN
             kernel = await server.kernel(self.existing)
         else:
             name = self.kernel or (notebook.kernel if notebook is not None else "")
-            kernel = await server.start_kernel(name)
+            kernel = await server.start_kernel(name, on_progress=_tell_reason)
         stays = bool(self.existing)
         try:
             if self.detach:
@@ -210,6 +210,12 @@ kbridge logs ID -f     # the output until the end
         async for output in execution:
             renderer.show(output)
         return _code_of(await execution) if self.follow else 0
+
+
+def _tell_reason(stage: str) -> None:
+    """Tell the user why a kernel waits in the queue of a scheduler."""
+    if stage.startswith("waiting: "):
+        sys.stderr.write(f"kbridge: {stage}\n")
 
 
 def _text_of(path: Path) -> str:

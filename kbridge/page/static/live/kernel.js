@@ -42,6 +42,9 @@ function owner(replica, here) {
 /** Return what deserves attention: its kind, and a text. */
 function remarks(kernel) {
   const found = [];
+  if (kernel.reason) {
+    found.push([kernel.state === 'dead' ? 'end' : 'queue', kernel.reason]);
+  }
   if (kernel.ready === false && !['dead', 'starting', 'restarting'].includes(kernel.state)) {
     found.push(['wait', 'waits for an answer']);
   }
@@ -64,7 +67,7 @@ function makeRemark() {
   return {
     root,
     update: ({ kind, text }) => {
-      setAttribute(root, 'data-state', kind === 'drop' ? 'error' : 'warn');
+      setAttribute(root, 'data-state', ['drop', 'end'].includes(kind) ? 'error' : 'warn');
       setText(root, text);
     }
   };
