@@ -67,8 +67,8 @@ NAVIGATION = {
     "Tutorial": ["Overview <../README>", "tutorial", "first-requests"],
     "How-to guides": [
         "installation", "jupyter", "jupyterlab", "kernel-gateway", "vscode", "jupyterhub", "proxy",
-        "systemd", "docker", "kubernetes", "asgi", "agents", "reaching-kernels", "slurm",
-        "surviving", "replicas", "page", "console", "monitoring", "../CONTRIBUTING",
+        "systemd", "docker", "kubernetes", "provisioners", "asgi", "agents", "reaching-kernels",
+        "slurm", "surviving", "replicas", "page", "console", "monitoring", "../CONTRIBUTING",
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",

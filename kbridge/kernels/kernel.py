@@ -30,6 +30,7 @@ from kbridge.kernels.lifecycle.environment import innermost_directory
 from kbridge.kernels.lifecycle.kernel_log import KernelLog
 from kbridge.kernels.lifecycle.process_exit import exit_checks
 from kbridge.kernels.lifecycle.processes import AdoptedProcess
+from kbridge.kernels.lifecycle.provisioners import LOCAL, load_provisioner, provisioner_name
 from kbridge.kernels.registry.persistent import PersistentKernel
 from kbridge.kernels.settings import KernelOptions
 from kbridge.kernels.tasks import in_thread
@@ -177,6 +178,7 @@ class BridgeKernel(PersistentKernel):
             if self.starts_here:
                 await in_thread(self._start_in_thread, kwargs)
             else:
+                await load_provisioner(self.provisioner_name, self.parent)
                 self._make_provisioner()
                 if self.queued is None:
                     await in_thread(self._choose_ports)
@@ -188,7 +190,8 @@ class BridgeKernel(PersistentKernel):
                     await self.stop(now=True)
                     raise
         except Exception as error:  # provisioners are third parties
-            reason = f"Kernel {self.kernel_name} could not be started: {error}"
+            by = "" if self.starts_here else f" by its provisioner {self.provisioner_name}"
+            reason = f"Kernel {self.kernel_name} could not be started{by}: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         finally:
             self._starting = False
@@ -219,10 +222,12 @@ class BridgeKernel(PersistentKernel):
     @property
     def starts_here(self) -> bool:
         """Return True if the kernelspec names jupyter_client's own provisioner, or none."""
-        chosen = self.metadata.get("kernel_provisioner") or {}
-        factory = KernelProvisionerFactory.instance(parent=self.parent)
-        name = chosen.get("provisioner_name") or factory.default_provisioner_name
-        return bool(name == "local-provisioner")
+        return self.provisioner_name == LOCAL
+
+    @property
+    def provisioner_name(self) -> str:
+        """The name of the provisioner that the kernelspec names, or the default one."""
+        return provisioner_name(self.metadata, self.parent)
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         if not kernel_cmd and isinstance(self.provisioner, LocalProvisioner):
@@ -239,7 +244,9 @@ class BridgeKernel(PersistentKernel):
         # Not among the arguments of `start`: those are kept for restarts, but the file is open
         # only during the launch.
         with self.output.open() as log:
-            kw = {"stdout": log, "stderr": subprocess.STDOUT, **kw}
+            # gateway_provisioners' DistributedProvisioner passes its own log file to Popen.
+            if not hasattr(self.provisioner, "kernel_log"):
+                kw = {"stdout": log, "stderr": subprocess.STDOUT, **kw}
             if self.independent and isinstance(self.provisioner, LocalProvisioner):
                 kw["independent"] = True
                 # If this server was started from a kernel, its kernels would end with that kernel.

@@ -11,7 +11,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 from kbridge.storage.workers import Workers
 
@@ -52,9 +53,33 @@ class Specs:
         Raises
         ------
         NoSuchKernel
-            If no kernelspec has that name. The manager may raise other exceptions.
+            If no kernelspec has that name, or `allowed_kernelspecs` of the manager lacks it. The
+            manager may raise other exceptions.
         """
+        # jupyter_client only leaves them out of the list.
+        allowed = getattr(self.manager, "allowed_kernelspecs", ())
+        if allowed and name not in allowed and name.lower() not in allowed:
+            raise NoSuchKernel(name)
         return await self._call(self.manager.get_kernel_spec, lambda: self._read(name), name)
+
+    async def missing_provisioner(self, name: str) -> str:
+        """Return the provisioner without which jupyter_client does not list a kernelspec.
+
+        Empty if there is no such kernelspec, or its provisioner is installed.
+        """
+        if type(self.manager) is not KernelSpecManager:
+            return ""
+        found: str = await self._reader.call(lambda: self._missing_provisioner(name))
+        return found
+
+    def _missing_provisioner(self, name: str) -> str:
+        directory = self.manager.find_kernel_specs().get(name.lower())
+        if directory is None:
+            return ""
+        spec = KernelSpec.from_resource_dir(directory)
+        if KernelProvisionerFactory.instance().is_provisioner_available(spec):
+            return ""
+        return str(spec.metadata["kernel_provisioner"]["provisioner_name"])
 
     async def any_installed(self) -> bool:
         """Return True if there is a kernelspec. No start of a kernel waits for this call.

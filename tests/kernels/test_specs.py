@@ -81,6 +81,16 @@ async def test_what_has_changed_is_read_again(specs, spec, tmp_path):
     assert await specs.get_all_specs() == {}
 
 
+async def test_a_kernelspec_that_is_not_allowed_cannot_be_started(make_manager, fake):
+    manager = make_manager()
+    allowed, other = fake("allowed"), fake("other")
+    manager.kernel_spec_manager.allowed_kernelspecs = {allowed}
+    for name in (allowed, allowed.upper()):
+        assert await manager.start_kernel(name)
+    with pytest.raises(KernelspecNotFound):
+        await manager.start_kernel(other)
+
+
 async def test_of_other_managers_nothing_is_cached(tmp_path):
     manager = FromElsewhere(kernel_dirs=[str(tmp_path)], ensure_native_kernel=False)
     specs = Specs(manager)
@@ -138,6 +148,15 @@ async def test_an_empty_argv_says_so(make_manager, spec, tmp_path):
     with pytest.raises(KernelStartError, match="empty argv") as caught:
         await manager.start_kernel("empty")
     assert str(tmp_path / "specs" / "empty" / "kernel.json") in str(caught.value)
+
+
+async def test_a_kernelspec_whose_provisioner_is_missing(make_manager, spec):
+    manager = make_manager()
+    spec("far", metadata={"kernel_provisioner": {"provisioner_name": "not-installed"}})
+    with pytest.raises(KernelspecNotFound, match="'far' needs the provisioner 'not-installed'"):
+        await manager.start_kernel("far")
+    with pytest.raises(KernelspecNotFound, match="There is no kernelspec 'elsewhere'"):
+        await manager.start_kernel("elsewhere")
 
 
 async def test_a_kernel_that_changes_its_kernelspec_changes_no_other(make_manager, fake):

@@ -16,9 +16,9 @@ __all__ = ["EXTRAS", "floors"]
 EXTRAS = ("jupyter", "kernel", "postgresql", "test")
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?>=(?P<bound>[\w.]+)")
 _OURSELVES = "kbridge["
-# They need newer versions of jupyter_client and traitlets than kbridge; the tests that use them are
-# not run.
-_LEFT_OUT = {"jupyter-kernel-client", "jupyter-kernel-gateway"}
+# The tests that use them are not run. All but the first need newer versions of jupyter_client and
+# traitlets than kbridge.
+_LEFT_OUT = {"gateway-provisioners", "jupyter-kernel-client", "jupyter-kernel-gateway"}
 
 
 def floors(pyproject: str) -> list[str]:

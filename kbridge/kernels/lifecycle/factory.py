@@ -118,13 +118,18 @@ class KernelFactory:
         Raises
         ------
         KernelspecNotFound
-            If there is none with that name.
+            If there is none with that name, or its provisioner is not installed.
         KernelStartError
             If its kernel.json cannot be read.
         """
         try:
             spec: KernelSpec = await self._specs.get_kernel_spec(name)
         except NoSuchKernel:
+            if provisioner := await self._specs.missing_provisioner(name):
+                raise KernelspecNotFound(
+                    f"The kernelspec {name!r} needs the provisioner {provisioner!r}, which is not"
+                    " installed in the environment of this server"
+                ) from None
             raise KernelspecNotFound(f"There is no kernelspec {name!r}") from None
         except Exception as error:  # any fault of a kernel.json
             reason = f"The kernelspec {name!r} cannot be read: {error}"

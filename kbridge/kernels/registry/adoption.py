@@ -135,6 +135,7 @@ class Adopter:
         kernel = self._factory.remake(row)
         env = self._factory.environment(None)
         try:
+            await kernel.manager.prepare_adoption(row)
             async with asyncio.timeout(_TIMEOUT):
                 alive = await kernel.manager.adopt(row, env, self._processes.read)
                 # The clients are told how the job of a scheduler has ended.

@@ -31,6 +31,7 @@ from kbridge.kernels.lifecycle.processes import (
     start_id,
     state_of,
 )
+from kbridge.kernels.lifecycle.provisioners import load_provisioner, provisioner_name
 from kbridge.kernels.lifecycle.queued import QueuedProvisioner
 from kbridge.kernels.registry.models import KernelRole, KernelRow, decode, encode
 
@@ -191,6 +192,21 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         return {"inherits": self.inherits_env, "env": env, "arguments": arguments}
 
     # -- restoring ----------------------------------------------------------------------------
+
+    async def prepare_adoption(self, row: KernelRow) -> None:
+        """Import the provisioner of a recorded kernel, which may take seconds.
+
+        Raises
+        ------
+        KernelError
+            If the row cannot be read, or the import fails.
+        """
+        try:
+            spec = decode(row.details)["kernelspec"] or {}
+            name = provisioner_name(spec.get("metadata") or {}, self.parent)
+            await load_provisioner(name, self.parent)
+        except Exception as error:  # provisioners are third parties
+            raise KernelError(f"Kernel {row.kernel_id} cannot be adopted: {error}") from error
 
     async def adopt(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 
-from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets.config import Configurable
 
 from kbridge.errors import KernelError
@@ -17,6 +16,7 @@ from kbridge.kernels.attached.elsewhere import ElsewhereKernel
 from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.lifecycle.processes import ProcessState, state_of
+from kbridge.kernels.lifecycle.provisioners import LOCAL, provisioner_name
 from kbridge.kernels.registry.adoption import Adopter
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, KernelRow, decode
 from kbridge.kernels.services import KernelServices
@@ -159,7 +159,4 @@ def _has_local_provisioner(row: KernelRow, parent: Configurable) -> bool:
         spec = decode(row.details).get("kernelspec") or {}
     except ValueError:
         return True
-    chosen = (spec.get("metadata") or {}).get("kernel_provisioner") or {}
-    factory = KernelProvisionerFactory.instance(parent=parent)
-    name = chosen.get("provisioner_name") or factory.default_provisioner_name
-    return bool(name == "local-provisioner")
+    return provisioner_name(spec.get("metadata") or {}, parent) == LOCAL

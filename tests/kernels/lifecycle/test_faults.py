@@ -15,7 +15,8 @@ async def test_a_log_that_cannot_be_made_fails_the_start_with_its_name(
     kernel_id = str(uuid.uuid4())
     path = tmp_path / "runtime" / f"kernel-{kernel_id}.log"
     path.symlink_to("/dev/full")  # a link is not followed, and its target has no room either
-    with pytest.raises(KernelStartError, match=rf"could not be started: .*kernel-{kernel_id}\.log"):
+    expected = rf"could not be started by its provisioner fake: .*kernel-{kernel_id}\.log"
+    with pytest.raises(KernelStartError, match=expected):
         await manager.start_kernel(fake(), kernel_id=kernel_id)
     assert manager.models() == []
 

@@ -1,12 +1,13 @@
 """Many kernels that are started at once: a few at a time, and off the event loop."""
 
 import asyncio
+import io
 import threading
 
 import pytest
 from jupyter_client.provisioning import local_provisioner
 
-from kbridge.errors import Busy
+from kbridge.errors import Busy, KernelStartError
 from kbridge.kernels import shutdown
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
@@ -218,3 +219,31 @@ async def test_a_kernel_that_is_shut_down_is_not_starting(make_manager, fake, hu
         assert manager.count_starting() == 0
         await manager.wait_for_starts()
     await ending
+
+
+async def test_the_error_of_a_start_names_the_provisioner(make_manager, fake, monkeypatch):
+    async def launch(*_args, **_kwargs):
+        raise RuntimeError("the cluster is closed")
+
+    monkeypatch.setattr(FakeProvisioner, "launch_kernel", launch)
+    with pytest.raises(
+        KernelStartError, match=r"could not be started by its provisioner fake: the cluster is"
+    ):
+        await make_manager().start_kernel(fake())
+
+
+@pytest.mark.parametrize("own_log", [False, True])
+async def test_a_provisioner_with_its_own_log_file(make_manager, fake, monkeypatch, own_log):
+    """It passes the file to Popen beside the arguments that it was given."""
+    given = {}
+    launch = FakeProvisioner.launch_kernel
+
+    async def launch_noting(self, cmd, **kwargs):
+        given.update(kwargs)
+        return await launch(self, cmd, **{"stdout": io.BytesIO(), **kwargs})
+
+    if own_log:
+        monkeypatch.setattr(FakeProvisioner, "kernel_log", None, raising=False)
+    monkeypatch.setattr(FakeProvisioner, "launch_kernel", launch_noting)
+    await make_manager().start_kernel(fake())
+    assert {"stdout", "stderr"} & given.keys() == (set() if own_log else {"stdout", "stderr"})

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 from kbridge.errors import Busy, KbridgeError, KernelNotFound
 from kbridge.kernels import shutdown
@@ -633,11 +635,7 @@ class Cluster(FakeProvisioner):
 
 @pytest.fixture
 def cluster(fake, monkeypatch):
-    from types import SimpleNamespace
-
-    from jupyter_client.provisioning.factory import KernelProvisionerFactory
-
-    found = SimpleNamespace(load=lambda: Cluster)
+    found = types.SimpleNamespace(load=lambda: Cluster)
     monkeypatch.setitem(KernelProvisionerFactory.provisioners, "fake", found)
     monkeypatch.setattr(Cluster, "running", {})
     monkeypatch.setattr(Cluster, "down", False)
@@ -655,6 +653,36 @@ async def test_a_kernel_on_a_cluster_is_adopted(lives, cluster, hubs):
     assert second.get_kernel(kernel_id).provisioner.signals == [signal.SIGINT]
     await second.shutdown_kernel(kernel_id)
     assert Cluster.running == {}
+
+
+async def test_the_import_of_a_provisioner_may_take_longer_than_its_answer(
+    lives, cluster, monkeypatch
+):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(cluster)
+    await lives.crash()
+    timeouts = []
+    loaded = threading.Event()
+
+    def load():
+        assert threading.current_thread() is threading.main_thread() or not timeouts
+        loaded.set()
+        return Cluster
+
+    def timeout(seconds):
+        assert loaded.is_set(), "the import comes before"
+        timeouts.append(seconds)
+        return asyncio.timeout(TIMEOUT)
+
+    monkeypatch.setitem(
+        KernelProvisionerFactory.provisioners, "fake", types.SimpleNamespace(load=load)
+    )
+    monkeypatch.setattr(
+        adoption, "asyncio", types.SimpleNamespace(**{**vars(asyncio), "timeout": timeout})
+    )
+    second = await lives.next()
+    assert [model["id"] for model in second.models()] == [kernel_id]
+    assert timeouts
 
 
 async def test_a_kernel_that_ended_on_its_cluster_is_not_adopted(lives, cluster, caplog):
