@@ -658,7 +658,9 @@ class Hub:
         Announcing the same status twice in a row has no effect. The listener of `source` is not
         told.
         """
-        if not self._broadcaster.is_announced(status, reason):
+        # A listener repeats the status that it was told, without the reason.
+        wanted = reason if source is None else None
+        if not self._broadcaster.is_announced(status, wanted):
             self._kernel.drain()
             self._broadcaster.announce(status, source, reason)
 

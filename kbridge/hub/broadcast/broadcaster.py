@@ -380,15 +380,16 @@ class Broadcaster:
             counter.add(msg.content, msg_type)
         return seq
 
-    def is_announced(self, status: str, reason: str = "") -> bool:
+    def is_announced(self, status: str, reason: str | None = None) -> bool:
         """Return True if a status was announced and the journal has not changed since.
 
-        Without a reason, the status may have been announced with any.
+        Without `reason`, with any reason.
         """
         if self._announced is None:
             return False
         known, why, seq = self._announced
-        return (known, seq) == (status, self.journal.next_seq) and reason in ("", why)
+        same = (known, seq) == (status, self.journal.next_seq)
+        return same and (reason is None or reason == why)
 
     def announce(self, status: str, source: Cursor | None = None, reason: str = "") -> None:
         """Send a status in the name of the kernel, without delay, and tell the listeners.
