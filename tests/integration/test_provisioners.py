@@ -132,8 +132,9 @@ def calls_are_allowed(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail if Kubernetes had to refuse a call that is not the subject of the test."""
     yield
     if "cluster" in request.fixturenames:
+        # A Pod may be deleted twice.
         refused = request.getfixturevalue("cluster").refused
-        assert refused == []
+        assert [call for call in refused if not call.startswith("404")] == []
 
 
 def started(server: Server, **body: Any) -> str:
