@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.rig import ReplicaRig, replicas
-from tests.kernels.conftest import fake, fleet, hubs, make_manager, spec
+from tests.kernels.conftest import fake, fleet, hubs, make_manager, queued, spec
 
-__all__ = ["both", "fake", "fleet", "hubs", "make_manager", "spec"]
+__all__ = ["both", "fake", "fleet", "hubs", "make_manager", "queued", "spec"]
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ SIGNER = Signer(KEY)
 
 def kernel_row(name: str = "k", **fields: Any) -> KernelRow:
     info = fields.pop("connection", INFO)
-    details = encode({"connection": info, "identities": [b"old"]})
+    # A kernel that waits in a queue has no connection.
+    address = {"waiting": True} if info is None else {"connection": info}
+    details = encode({**address, "identities": [b"old"]})
     usual = {"kernel_name": "python3", "role": "used", "pid": 7, "start_id": "b", "log_path": "/l"}
     return KernelRow(**{"kernel_id": name, "details": details, **usual, **fields})
 

@@ -207,6 +207,26 @@ async def test_a_follower_connects_to_the_next_process(
     await following.aclose()
 
 
+async def test_a_kernel_that_waits_in_a_queue_is_followed_once_it_runs(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
+) -> None:
+    a.put(kernel_row(connection=None))
+    await b.see()
+    following.open()
+    assert not b.hubs.followed
+    a.put(kernel_row())
+    await b.see()
+    hub = b.hubs.followed["k"]
+    a.put(kernel_row(connection=None))  # it is restarted with another job
+    await b.see()
+    assert b.hubs.followed["k"] is hub
+    a.put(kernel_row(connection=other_ports(iopub_port=99)))
+    await b.see()
+    assert b.hubs.followed["k"] is hub
+    assert [link.closed for link in b.links] == [True, False]
+    await following.aclose()
+
+
 async def test_a_kernel_that_cannot_be_reached_is_logged_once(
     a: ReplicaRig, b: ReplicaRig, following: Followers, caplog: pytest.LogCaptureFixture
 ) -> None:

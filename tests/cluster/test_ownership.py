@@ -25,11 +25,19 @@ from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.cluster_registry import ClusterRegistry
 from kbridge.kernels.registry.cluster_store import ClusterStore
-from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Owner, Replica, encode
+from kbridge.kernels.registry.models import (
+    ClusterKernel,
+    KernelRow,
+    Owner,
+    Replica,
+    decode,
+    encode,
+)
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from tests.cluster.test_giving import PeersInMemory
 from tests.kernels.memory_hubs import MemoryHubs
+from tests.kernels.scripted_queue import ScriptedProvisioner
 from tests.support.waiting import TIMEOUT, until
 
 # ruff: noqa: ASYNC240 - files of a test are near
@@ -318,6 +326,29 @@ async def test_a_kernel_that_died_before_the_takeover_is_restarted(
     await memory.told("restarting")
     assert await a.manager.get_kernel(kernel_id).is_alive()
     assert a.rows() == {kernel_id: "a"}
+
+
+async def test_a_kernel_that_waits_in_a_queue_is_taken_over_with_its_job(
+    rig: Callable[..., Rig], queued: Any, hubs: MemoryHubs
+) -> None:
+    a = rig(queue_grace=0.0)
+    await a.open()
+    kernel_id = await a.manager.start_kernel(queued())
+    b = await give_to_a_replica_that_ends(a, kernel_id)
+    assert kernel_id not in a.manager
+    b.leave()
+    await a.membership.renew()
+    await until(lambda: kernel_id in a.manager.index, "it was taken over")
+    assert a.manager.model(kernel_id)["execution_state"] == "starting"
+    assert a.manager.model(kernel_id)["reason"] == "job 1 waits: Submitted"
+    [(_, shown)] = a.ownership.states()
+    assert "job 1 waits: Submitted" in shown, "for the other replicas"
+    ScriptedProvisioner.created[-1].run()
+    await until(lambda: hubs[kernel_id].ready, "it runs")
+    assert len(ScriptedProvisioner.jobs) == 1
+    await a.settled()
+    [row] = a.registry.store.kernels()
+    assert decode(row.row.details)["connection"]["shell_port"] == 5000
 
 
 async def test_a_view_that_is_older_than_the_end_of_a_kernel_revives_nothing(

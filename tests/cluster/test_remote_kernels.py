@@ -60,6 +60,14 @@ async def test_the_model_is_what_the_owner_has_written(view: FixedView) -> None:
     assert found is not None
     assert found.model() == MODEL
     assert found.execution_state() == "busy"
+    assert found.reason == ""
+    waits = {**MODEL, "execution_state": "starting", "reason": "job 1 waits: Priority"}
+    view.put(kernel_of("other", state=shown_state(waits)))
+    found = others.get("a-kernel")
+    assert found is not None
+    assert found.model() == waits
+    assert found.reason == "job 1 waits: Priority"
+    view.put(kernel_of("other", state=shown_state(MODEL)))
     view.put(kernel_of("other", "new"))
     assert others.models(set()) == [
         MODEL,

@@ -13,7 +13,9 @@ from kbridge.errors import RegistryError
 from kbridge.flow.handover import Handover
 from kbridge.hub import Hub
 from kbridge.kernels.registry.models import Place
+from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel
 from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line
 from tests.hub.rig import Peer, texts
 from tests.support.waiting import TIMEOUT
@@ -55,6 +57,34 @@ async def test_clients_go_on(both: tuple[ReplicaRig, ReplicaRig], follows: bool)
     for each in output[2:]:
         b.say(each)
     assert "".join(texts(attach(hub, "s"))) == "2\n3\n"
+    await two.aclose()
+    await one.aclose()
+
+
+async def test_requests_for_a_kernel_that_waits_are_answered_after_a_takeover(
+    both: tuple[ReplicaRig, ReplicaRig],
+) -> None:
+    a, b = both
+    one = ReplicaHubs(a.membership, a.hubs, LOG)
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    a.put(kernel_row(connection=None))
+    first = a.hubs.open("k", None)
+    client = Peer()
+    cursor = first.attach(client, V1, "s")
+    client.answer()
+    request = build(Channel.SHELL, "execute_request", {"code": "1"}, session="s", date="")
+    first.submit(cursor, request)
+    await one.hand_over("k")
+    await a.hubs.aclose()
+    kernel = b.take("k", "a")
+    assert kernel is not None
+    await two.promote(kernel)
+    assert not b.links
+    hub = b.hubs["k"]
+    assert hub.waiting_requests == 0
+    assert [each.state for each in hub.executions.find()] == ["waiting"]
+    hub.reconnect(INFO)
+    assert len(b.links) == 1
     await two.aclose()
     await one.aclose()
 
