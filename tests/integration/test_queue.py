@@ -71,17 +71,23 @@ async def test_a_killed_server_goes_on_with_its_jobs(
     kernel_id = reply.json()["id"]
     assert reply.json()["execution_state"] == "starting"
     assert reply.json()["reason"] == "job 1 waits: Priority"
-    await asyncio.to_thread(restart, server)
+    kernel = await client.kernel(kernel_id)
+    early = await kernel.execute("1")
+    while not await kernel.executions():
+        await asyncio.sleep(0)
     queue.wait_because("Resources")
+    await asyncio.to_thread(restart, server)
     model = await asyncio.to_thread(model_of, server, kernel_id)
     assert model["execution_state"] == "starting"
     assert model["reason"] == "job 1 waits: Resources"
-    kernel = await client.kernel(kernel_id)
     execution = await kernel.execute("x = 6 * 7; print(x)")
     queue.run()
     [output] = await execution.collect()
     assert isinstance(output, Stream)
     assert output.text == "42\n"
+    lost = (await early).error
+    assert lost is not None
+    assert lost.ename == "RequestLost", "the server was killed before it could send it"
     await asyncio.to_thread(restart, server)
     assert await text_of(client, kernel_id, "print(x)") == "42\n"
     assert queue.jobs == 1
