@@ -547,6 +547,10 @@ class Hub:
             except KbridgeError as error:
                 self.log.warning("A request was dropped: %s", error.reason)
 
+    def reserve(self, reserved: bool = True) -> None:
+        """Let requests of clients wait for those of the bridge, or send them again."""
+        self._kernel.reserve(reserved)
+
     def _drop_held(self) -> None:
         """Drop the requests that were held back; those that no client sends again are answered."""
         notices, told = self.notices, False

@@ -73,7 +73,7 @@ async def test_a_killed_server_goes_on_with_its_jobs(
     assert reply.json()["reason"] == "job 1 waits: Priority"
     kernel = await client.kernel(kernel_id)
     early = await kernel.execute("1")
-    while not await kernel.executions():
+    while not await kernel.executions():  # noqa: ASYNC110 - the server sets no event
         await asyncio.sleep(0)
     queue.wait_because("Resources")
     await asyncio.to_thread(restart, server)

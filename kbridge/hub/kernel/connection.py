@@ -103,7 +103,7 @@ class KernelConnection:
         self._announced: Decision | None = None  # the last decision, if it was to send requests
         self._unmarked = b""  # the latest parent header that is not that of a probe
         self._next_ready: asyncio.Future[bool] = self._loop.create_future()
-        self._held = False
+        self._held = self._reserved = False
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._received = dict.fromkeys(Channel, 0)  # messages
@@ -116,11 +116,13 @@ class KernelConnection:
 
     def submit(self, msg: Message, client: int) -> asyncio.Future[None] | None:
         """Send a client's request, or queue it; see `Requests.submit`."""
-        return self._requests.submit(msg, client, ready=self._readiness.ready)
+        ready = self._readiness.ready and not self._reserved
+        return self._requests.submit(msg, client, ready=ready)
 
     async def request(self, msg: Message, timeout: float | None) -> Message:
         """Send a request of the bridge itself, and return its reply; see `Requests.ask`."""
-        return await self._requests.ask(msg, timeout, ready=self._readiness.ready)
+        ready, first = self._readiness.ready, self._reserved
+        return await self._requests.ask(msg, timeout, ready=ready, first=first)
 
     def take_waiting(self) -> list[tuple[Message, int]]:
         """Remove the requests to execute code that wait; see `Requests.take_waiting`."""
@@ -133,7 +135,15 @@ class KernelConnection:
     def release(self) -> None:
         """Send requests that wait again, at once if the kernel is ready."""
         self._held = False
-        if self._readiness.ready:
+        self._flush()
+
+    def reserve(self, reserved: bool) -> None:
+        """Send requests of the bridge only, or those of clients again."""
+        self._reserved = reserved
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._readiness.ready and not self._held and not self._reserved:
             self._requests.flush()
 
     @property
@@ -366,7 +376,7 @@ class KernelConnection:
 
     def on_writable(self, channel: Channel) -> None:
         """Send the requests that wait for a channel."""
-        if self._readiness.ready and not self._held:
+        if self._readiness.ready and not self._held and not self._reserved:
             self._requests.flush((channel,))
 
     def on_connected(self, channel: Channel) -> None:
@@ -574,8 +584,7 @@ class KernelConnection:
             )
         if not decision.timed_out:
             self.activity.alive(self._clock.wall())
-        if not self._held:
-            self._requests.flush()
+        self._flush()
         self._listener.on_ready()
 
     def _probe(self, channel: Channel) -> str:

@@ -70,7 +70,9 @@ class Requests:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def submit(self, msg: Message, client: int, *, ready: bool) -> asyncio.Future[None] | None:
+    def submit(
+        self, msg: Message, client: int, *, ready: bool, first: bool = False
+    ) -> asyncio.Future[None] | None:
         """Send a request, or queue it.
 
         Parameters
@@ -81,6 +83,8 @@ class Requests:
             The number of the client that its replies belong to.
         ready : bool
             False to queue it in any case: the kernel is not ready.
+        first : bool
+            True to send it before the requests that wait.
 
         Returns
         -------
@@ -97,13 +101,15 @@ class Requests:
         msg_id = msg.msg_id
         self._routing.note(msg_id, client)
         outbox = self._outbox
-        behind = outbox.nbytes and outbox.waits(msg.channel)
+        behind = not first and outbox.nbytes and outbox.waits(msg.channel)
         if ready and not behind and self._send(msg, msg_id):
             return None
         return outbox.put(msg)
 
-    async def ask(self, msg: Message, timeout: float | None, *, ready: bool) -> Message:
-        """Send a request of the bridge itself, and return its reply; `ready` as in `submit`.
+    async def ask(
+        self, msg: Message, timeout: float | None, *, ready: bool, first: bool = False
+    ) -> Message:
+        """Send a request of the bridge itself, and return its reply; see also `submit`.
 
         Raises
         ------
@@ -116,7 +122,7 @@ class Requests:
         self._replies[msg.msg_id] = reply
         try:
             async with asyncio.timeout(timeout):
-                room = self.submit(msg, _BRIDGE, ready=ready)
+                room = self.submit(msg, _BRIDGE, ready=ready, first=first)
                 if room is not None:
                     await room
                 return await reply

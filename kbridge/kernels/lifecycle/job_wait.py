@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from kbridge.errors import KernelError, KernelStartError
@@ -35,15 +35,23 @@ class JobWait:
         Called when the hub was connected to the kernel, to record the connection.
     log : logging.Logger or adapter
         The logger.
+    prepare : callable, optional
+        Runs the seed notebook then, before the requests of clients are sent.
     """
 
     def __init__(
-        self, manager: BridgeKernel, hub: Hub, on_running: Callable[[], None], log: Log
+        self,
+        manager: BridgeKernel,
+        hub: Hub,
+        on_running: Callable[[], None],
+        log: Log,
+        prepare: Callable[[Hub], Awaitable[None]] | None = None,
     ) -> None:
         self._manager = manager
         self._hub = hub
         self._on_running = on_running
         self._log = log
+        self._prepare = prepare
         self._logged = ""
         manager.observe_queue(self._on_change)
         self._on_change()
@@ -51,11 +59,11 @@ class JobWait:
 
     @property
     def over(self) -> bool:
-        """True if the kernel runs, or its job has ended."""
+        """True if the kernel runs and is prepared, or its job has ended."""
         return self._task.done()
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the hub is connected to the kernel; return False after `timeout` seconds.
+        """Wait until the kernel runs and is prepared; return False after `timeout` seconds.
 
         The wait goes on if the caller is cancelled.
 
@@ -96,6 +104,20 @@ class JobWait:
         hub.activity.touch(time.time())  # the time in the queue is not idle time
         self._log.info("Kernel %s runs now", manager.kernel_id)
         self._on_running()
+        if self._prepare is not None:
+            await self._run_seed(hub, self._prepare)
+
+    async def _run_seed(self, hub: Hub, prepare: Callable[[Hub], Awaitable[None]]) -> None:
+        hub.reserve()
+        try:
+            await prepare(hub)
+        except KernelError as error:
+            await self._manager.kill()
+            if isinstance(error, KernelStartError):
+                raise
+            raise KernelStartError(error.reason) from error
+        finally:
+            hub.reserve(False)
 
     def _on_change(self) -> None:
         text = self._manager.queue_text

@@ -19,6 +19,7 @@ import re
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,7 +184,7 @@ class KernelProcess:
         with self._limits.counts.start(str(self.manager.kernel_name)) as start:
             hub = await self._start(launch)
             start.measured = not self.waiting
-        if launch.seed is not None:
+        if launch.seed is not None and self.manager.queued is None:
             await self._while_alive(self._run_seed(hub, launch.seed))
 
     async def _start(self, launch: Launch) -> Hub:
@@ -201,7 +202,7 @@ class KernelProcess:
                 if self._abandoned:
                     await self.manager.kill()  # no client was told its id
                     self.check()
-                return await self._connect()
+                return await self._connect(launch.seed)
 
     def adopt(self) -> None:
         """Open the hub of a kernel that an earlier server started.
@@ -227,25 +228,29 @@ class KernelProcess:
             raise KernelError(f"Kernel {self.kernel_id} cannot be reached: {error}") from error
         self.record()
 
-    async def _connect(self) -> Hub:
+    async def _connect(self, seed: Seed | None) -> Hub:
         """Open the hub of a process that was just started, and wait until the kernel answers."""
         if self._closing:
             raise Busy("The server is shutting down")
         if self.manager.queued is not None:
-            return await self._wait_up(self._wait_for_job())
+            return await self._wait_up(self._wait_for_job(seed))
         hub = self.hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
         self.record()
         return await self._wait_up(hub)
 
-    def _wait_for_job(self) -> Hub:
+    def _wait_for_job(self, seed: Seed | None = None) -> Hub:
         """Wait in the background until a kernel that was submitted runs; return its hub."""
         hub = self.hub
         if hub is None or hub.closed:
             hub = self.hub = self._hubs.open(self.kernel_id, None)
         # Before the wait: the next server must know of the job.
         self.record()
-        self._job = JobWait(self.manager, hub, self.record, self._log)
+        prepare = None if seed is None else partial(self._run_seed_in_job, seed)
+        self._job = JobWait(self.manager, hub, self.record, self._log, prepare)
         return hub
+
+    async def _run_seed_in_job(self, seed: Seed, hub: Hub) -> None:
+        await self._while_alive(self._run_seed(hub, seed))
 
     async def leave_queue(self) -> bool:
         """Wait until the kernel has left the queue, if it is in one.

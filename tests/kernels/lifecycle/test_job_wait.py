@@ -7,6 +7,7 @@ import json
 import logging
 from typing import Any
 
+import nbformat
 import pytest
 
 from kbridge.errors import KernelLimitReached, KernelNotFound, KernelStartError
@@ -303,6 +304,35 @@ async def test_resubmit_after_chooses_the_ends_that_are_not_final(make_manager, 
     await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
     provisioner().end("ended", JobEnd.CRASH)
     await until(lambda: manager.model(kernel_id)["execution_state"] == "dead")
+
+
+@pytest.fixture
+def seed(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seeded = 1")])
+    nbformat.write(notebook, tmp_path / "seed.ipynb")
+    return str(tmp_path / "seed.ipynb")
+
+
+async def test_the_seed_runs_before_the_requests_that_waited(make_manager, queued, hubs, seed):
+    manager = make_manager(queue_grace=0.0, seed_uri=seed)
+    kernel_id = await manager.start_kernel(queued())
+    client = Client(hubs[kernel_id])
+    client.send("execute_request", "a", {"code": "a cell"})
+    provisioner().run()
+    await until(lambda: client.reply_to("a"))
+    requests = hubs.kernel(kernel_id).requests
+    assert [content["code"] for _, content, _ in requests] == ["seeded = 1", "a cell"]
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
+
+
+async def test_a_seed_that_fails_ends_the_job(make_manager, queued, hubs, seed):
+    hubs.reply = lambda *_: {"status": "error", "ename": "NameError", "evalue": "a"}
+    manager = make_manager(queue_grace=0.0, seed_uri=seed)
+    kernel_id = await manager.start_kernel(queued())
+    provisioner().run()
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "dead")
+    assert "cell 1 of the seed notebook failed: NameError" in manager.model(kernel_id)["reason"]
+    assert provisioner().current.end == "ended by the server"
 
 
 async def test_connection_info_that_cannot_be_used_ends_the_job(waiting):
