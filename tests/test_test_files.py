@@ -84,6 +84,7 @@ TESTED_BY = {
     "kernels/lifecycle/started.py": "kernels/test_manager.py",
     "kernels/registry/cluster_registry.py": "integration/test_replicas.py",
     "kernels/registry/transfer.py": "kernels/attached/test_elsewhere.py",
+    "kernels/registry/cluster_rows.py": "kernels/registry/test_cluster_store.py",
     "kernels/registry/schema.py": "kernels/registry/test_cluster_store.py",
     "kernels/registry/models.py": "kernels/registry/test_registry.py",
     "kernels/registry/persistent.py": "kernels/registry/test_adoption.py",

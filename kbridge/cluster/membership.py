@@ -28,7 +28,8 @@ from kbridge.cluster.rendezvous import order
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.processes import ProcessState, same_boot, state_of
-from kbridge.kernels.registry.cluster_store import ENDED_SECONDS, ClusterStore
+from kbridge.kernels.registry.cluster_rows import ENDED_SECONDS
+from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, Replica, View
 from kbridge.kernels.tasks import spawn, stop
 from kbridge.storage.workers import Workers
