@@ -365,7 +365,8 @@ export class Comm extends EventTarget {
  * reconnects by itself.
  *
  * Events, all `CustomEvent`s:
- * - `status`: `detail.state` is `starting`, `idle`, `busy`, `restarting` or `dead`;
+ * - `status`: `detail.state` is `starting`, `idle`, `busy`, `restarting` or `dead`; `detail.reason` says
+ *   why the kernel waits in the queue of a scheduler, or has ended, or is empty;
  * - `connection`: `detail.state` is a `ConnectionState`, with `delay` in milliseconds while it is
  *   `waiting`, and perhaps `error`; `follows` is the id of the execution, for a websocket of `follow`;
  * - `lag`: `detail.paused` is true while the program reads so slowly that the websocket is closed;
@@ -763,6 +764,7 @@ export type SessionEvent = {
 } | {
     type: "status";
     state: string;
+    reason: string;
 } | {
     type: "replaced";
 } | {

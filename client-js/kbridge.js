@@ -422,7 +422,7 @@ function resultOf(content) {
  *   | {type: 'replied', id: string, content: Record<string, any>}
  *   | {type: 'finished', id: string, result: Result}
  *   | {type: 'failed', id: string, error: KbridgeError}
- *   | {type: 'status', state: string}
+ *   | {type: 'status', state: string, reason: string}
  *   | {type: 'replaced'}
  *   | {type: 'comm', message: Message}} SessionEvent
  */
@@ -592,9 +592,11 @@ export class KernelSession {
       }
       if (type === 'status') {
         const state = textOf(message.content.execution_state);
-        events.push({ type: 'status', state });
-        if (!parent && REPLACED.includes(state)) {
-          return [...events, ...this.#replaced(state === 'dead')];
+        const reason = parent ? '' : textOf(message.content.reason);
+        events.push({ type: 'status', state, reason });
+        // A kernel that waits in a queue had no process that could have been replaced.
+        if (!parent && REPLACED.includes(state) && !(reason && state === 'starting')) {
+          return [...events, ...this.#replaced(state === 'dead', reason)];
         }
       }
     }
@@ -669,14 +671,15 @@ export class KernelSession {
   /**
    * The process of the kernel has gone: what had begun in it does not end.
    *
-   * @type {(dead: boolean) => SessionEvent[]}
+   * @type {(dead: boolean, reason: string) => SessionEvent[]}
    */
-  #replaced(dead) {
+  #replaced(dead, reason) {
     /** @type {SessionEvent[]} */
     const events = [];
     for (const [id, { code, begun, probes }] of [...this.#waiting]) {
       if (dead || (code && begun) || probes) {
-        const error = new KernelDied(dead ? 'the kernel died' : 'the kernel was restarted');
+        const what = dead ? 'the kernel died' : 'the kernel was restarted';
+        const error = new KernelDied(reason ? `${what}: ${reason}` : what);
         this.#waiting.delete(id);
         events.push({ type: 'failed', id, error });
       }
@@ -1439,7 +1442,8 @@ export class Comm extends EventTarget {
  * reconnects by itself.
  *
  * Events, all `CustomEvent`s:
- * - `status`: `detail.state` is `starting`, `idle`, `busy`, `restarting` or `dead`;
+ * - `status`: `detail.state` is `starting`, `idle`, `busy`, `restarting` or `dead`; `detail.reason` says
+ *   why the kernel waits in the queue of a scheduler, or has ended, or is empty;
  * - `connection`: `detail.state` is a `ConnectionState`, with `delay` in milliseconds while it is
  *   `waiting`, and perhaps `error`; `follows` is the id of the execution, for a websocket of `follow`;
  * - `lag`: `detail.paused` is true while the program reads so slowly that the websocket is closed;
@@ -1736,7 +1740,7 @@ export class Kernel extends EventTarget {
       onEvent: (event, bytes) => {
         if (event.type === 'status') {
           this.status = event.state;
-          this.#tell('status', { state: event.state });
+          this.#tell('status', { state: event.state, reason: event.reason });
         } else {
           onEvent(event, bytes);
         }

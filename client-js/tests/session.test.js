@@ -150,6 +150,18 @@ for (const state of ['starting', 'restarting']) {
   });
 }
 
+test('a kernel that waits in a queue ends nothing and says why', () => {
+  const [session, a] = running('1');
+  const waits = say('status', { execution_state: 'starting', reason: 'job 1 waits' });
+  assert.deepEqual(feed(session, waits), [
+    { type: 'status', state: 'starting', reason: 'job 1 waits' }
+  ]);
+  const dead = say('status', { execution_state: 'dead', reason: 'job 1 ended' });
+  const [, failed] = feed(session, dead);
+  assert.equal(failed.id, a);
+  assert.equal(failed.error.message, 'the kernel died: job 1 ended');
+});
+
 test('nothing ends after the kernel is dead', () => {
   const [session, a, b] = running('1', '2');
   const events = feed(session, status('dead'));

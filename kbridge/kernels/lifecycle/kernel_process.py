@@ -367,7 +367,8 @@ class KernelProcess:
             # If another process has taken a port of the kernel, it still has it.
             new_ports = new_ports or bool(_PORT_TAKEN.search(self.manager.output.tail()))
             async with self._limits.slot(local=self.manager.starts_here):
-                await self._cycle(now=True, new_ports=new_ports, requested=False, reason=reason)
+                told = reason if self.manager.queued is not None else ""
+                await self._cycle(now=True, new_ports=new_ports, requested=False, reason=told)
 
     async def may_restart(self) -> bool:
         """Return True if the process, which has ended, may be replaced without a request.
@@ -428,7 +429,8 @@ class KernelProcess:
         )
         hub = self.hub
         if hub is not None:
-            hub.dead(reason)
+            # The end of a process on this machine is in its log.
+            hub.dead(reason if self.manager.queued is not None else "")
 
     async def _stop_job(self) -> None:
         job, self._job = self._job, None

@@ -176,11 +176,13 @@ function watch(kernel, cells) {
     showStatus(detail.state);
     if (detail.state === 'dead') {
       banner(
-        'The kernel has died.',
+        detail.reason ? `The kernel has died: ${detail.reason}` : 'The kernel has died.',
         button('Restart', () => void attempt(() => kernel.restart()))
       );
       cells.mark('The kernel died');
-    } else if (detail.state === 'idle' && !lost) {
+    } else if (detail.state === 'starting' && detail.reason) {
+      banner(detail.reason);
+    } else if (['idle', 'busy'].includes(detail.state) && !lost) {
       banner('');
     }
   });
