@@ -366,11 +366,13 @@ class Ownership:
             )
 
     async def _release(self, kernel_id: str) -> None:
-        await self._kernels.transfer.release(kernel_id)
-        # The view may be older than the loss.
-        with suppress(RegistryError):
-            await self._membership.fetch(kernel_id)
-        await self._hubs.demote(kernel_id)
+        try:
+            await self._kernels.transfer.release(kernel_id)
+            # The view may be older than the loss.
+            with suppress(RegistryError):
+                await self._membership.fetch(kernel_id)
+        finally:
+            await self._hubs.demote(kernel_id)
         self._log.warning("Kernel %s is served by another replica now", kernel_id)
 
     # -- the end ----------------------------------------------------------------------------------

@@ -305,6 +305,28 @@ async def test_a_kernel_whose_row_is_refused_is_released_at_once(
     file.unlink()
 
 
+async def test_websockets_of_a_lost_kernel_are_closed_after_any_error(
+    rig: Callable[..., Rig], fake: Any, hubs: MemoryHubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = rig()
+    await a.open()
+    kernel_id = await a.manager.start_kernel(fake())
+    client = hubs.kernel(kernel_id).connect_client()
+    file = Path(a.manager.get_kernel(kernel_id).connection_file)
+    await a.settled()
+    a.steal(a.other(), kernel_id)
+    release = a.manager.transfer.release
+
+    async def fail(name: str) -> None:
+        await release(name)
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(a.manager.transfer, "release", fail)
+    await a.membership.renew()
+    await until(lambda: client.closed_with is not None, "the websocket is closed")
+    file.unlink()
+
+
 async def test_a_kernel_that_died_before_the_takeover_is_restarted(
     rig: Callable[..., Rig], spec: Any, hubs: MemoryHubs, caplog: pytest.LogCaptureFixture
 ) -> None:
