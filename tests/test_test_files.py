@@ -108,6 +108,7 @@ TESTED_BY = {
     "link/pyzmq/former.py": "link/pyzmq/test_link.py",
     "link/pyzmq/sockets.py": "link/pyzmq/test_link.py",
     "server/api/live_source.py": "server/test_server.py",
+    "server/api/oauth.py": "integration/test_jupyterhub.py",
     "server/api/rest.py": "server/api/test_kernels.py",
     "server/api/routes.py": "server/api/test_access.py",
     "server/api/services.py": "server/api/test_websocket.py",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Final
 
@@ -28,15 +29,17 @@ _MODULES: Final = (
 _REGISTRY: Final = ("kbridge.kernels.registry.store", "sqlalchemy.dialects.sqlite")
 
 
-async def preload(*, registry: bool) -> None:
+async def preload(*, registry: bool, more: Iterable[str] = ()) -> None:
     """Import the modules, one after the other; other tasks run in between.
 
     Parameters
     ----------
     registry : bool
         True if the server keeps a registry of its kernels.
+    more : iterable of str
+        Further modules.
     """
-    for name in (*_MODULES, *(_REGISTRY if registry else ())):
+    for name in (*_MODULES, *(_REGISTRY if registry else ()), *more):
         _load(name)
         await asyncio.sleep(0)
 

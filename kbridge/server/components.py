@@ -38,6 +38,7 @@ from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.credentials import Credentials
+from kbridge.server.auth.jupyterhub import JupyterHub
 from kbridge.server.auth.users import Users
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.http.listen import TlsFiles
@@ -51,6 +52,7 @@ from kbridge.server.setting_checks import (
     database_hosts,
     is_loopback,
 )
+from kbridge.server.user_activity import ActivityReporter
 
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Membership
@@ -136,7 +138,6 @@ def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
         allow_origin=check_origins(auth.allow_origin),
         allow_origin_pat=re.compile(auth.allow_origin_pat) if auth.allow_origin_pat else None,
         cookie_secret=auth.cookie_secret,
-        users=auth.resolver is not None,
     )
 
 
@@ -284,7 +285,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
     unkept = "the server was a replica of a cluster" if membership else no_holder(hubs.settings)
     hubs.keep_connections(_make_keeper(config, hubs, log), unkept)
-    auth = _authenticator(config, port)
+    jupyterhub = None if config.jupyterhub is None else JupyterHub(config.jupyterhub)
+    auth = _authenticator(config, port, jupyterhub)
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels
     )
@@ -297,6 +299,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.readiness.membership = membership
     services.cluster = None if remote is None else remote[0]
     services.page = config.page
+    services.jupyterhub = jupyterhub
+    services.user_activity = _user_activity(kernels, jupyterhub)
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
@@ -339,6 +343,12 @@ def _remote(
     return others, ClusterSessions(kernels, others, membership.store)
 
 
+def _user_activity(kernels: BridgeKernelManager, hub: JupyterHub | None) -> ActivityReporter | None:
+    if hub is None or not hub.config.activity:
+        return None
+    return ActivityReporter.of(kernels.index, hub.report_activity, hub.config.activity)
+
+
 def _tracing() -> Tracing:
     # Not before: a server that does not trace starts without it.
     from kbridge.tracing.start import start_tracing
@@ -346,11 +356,15 @@ def _tracing() -> Tracing:
     return start_tracing()
 
 
-def _authenticator(config: ServerConfig, port: int) -> Authenticator:
+def _authenticator(config: ServerConfig, port: int, hub: JupyterHub | None) -> Authenticator:
     policy = access_policy(config.auth, config.listen)
     hide(policy.cookie_value())
-    resolver = config.auth.resolver
-    users = Users(resolver) if resolver is not None else None
+    users: Users | None = None
+    if hub is not None:
+        users = Users(hub, fresh=hub.config.fresh, outage=hub.config.outage)
+    elif config.auth.resolver is not None:
+        users = Users(config.auth.resolver)
+    policy = replace(policy, users=users is not None)
     # The path is part of the name, because two servers behind one proxy may differ only in it.
     path = hashlib.sha256(config.base_url.encode()).hexdigest()[:8]
     # Browsers reach the replicas of a cluster at one address, whichever ports these have.

@@ -14,6 +14,7 @@ from traitlets.config import Configurable
 
 from kbridge.connection.audit import AuditCode
 from kbridge.server.auth.authenticator import Cors
+from kbridge.server.auth.jupyterhub import HubConfig
 from kbridge.server.auth.users import Resolver
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
@@ -89,7 +90,7 @@ class AuthConfig:
     local_hostnames : tuple of str
         Host names that count as this machine.
     resolver : Resolver or None
-        Asks another program for the users of tokens; None if there are no users.
+        Asks another program than JupyterHub for the users of tokens; None without one.
     allow_origin, allow_origin_pat : str
         Foreign origins whose pages may use the server: a list with commas, a regular expression.
     cors : Cors
@@ -213,6 +214,8 @@ class ServerConfig:
     metrics : MetricsConfig
     audit : AuditConfig
     cluster : ClusterConfig
+    jupyterhub : HubConfig or None
+        JupyterHub, if users come from there.
     base_url : str
         The path in front of every route, with a slash at both ends.
     list_kernels : bool
@@ -236,6 +239,7 @@ class ServerConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    jupyterhub: HubConfig | None = None
     base_url: str = "/"
     list_kernels: bool = True
     page: bool = True

@@ -28,6 +28,7 @@ from kbridge.errors import Conflict
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.preload import preload
 from kbridge.server.auth.credentials import Credentials, forget, recall, store
+from kbridge.server.auth.jupyterhub import MODULES
 from kbridge.server.components import Components, build
 from kbridge.server.config import ServerConfig
 from kbridge.server.http import listen
@@ -140,7 +141,8 @@ class Server:
     async def preload(self) -> None:
         """Import what the first kernel needs, so that it starts sooner; call it after `accept`."""
         assert self._components is not None, "the server is not open"
-        await preload(registry=self._components.registry.enabled)
+        more = MODULES if self._components.services.jupyterhub is not None else ()
+        await preload(registry=self._components.registry.enabled, more=more)
 
     def accept(self) -> None:
         """Accept connections, and write the runtime file; called once, after `open`."""
@@ -165,6 +167,8 @@ class Server:
             self._metrics.accept(parts.services, self._context)
         if parts.services.metrics is not None:
             parts.services.metrics.lag.start()
+        if parts.services.user_activity is not None:
+            parts.services.user_activity.start()
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
         self._runtime.write()
         self._keeping = asyncio.create_task(self._runtime.keep(self._log))
@@ -355,8 +359,12 @@ class Server:
             await parts.services.sampler.aclose()
         if parts.services.readiness is not None:
             await parts.services.readiness.aclose()
+        if parts.services.user_activity is not None:
+            await parts.services.user_activity.aclose()
         if parts.services.auth.users is not None:
             await parts.services.auth.users.aclose()
+        if parts.services.jupyterhub is not None:
+            await parts.services.jupyterhub.aclose()
 
     def _pass_on(self) -> None:
         """Let the next program of this process have the address, and random credentials."""

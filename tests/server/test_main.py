@@ -65,7 +65,7 @@ LATE = (
     *("kbridge.link.zmtp.link", "kbridge.link.pyzmq.link", "kbridge.link.holder.process"),
     *("kbridge.kernels.registry.store", "sqlalchemy", "psutil", "IPython", "ipykernel"),
     *("kbridge.client", "kbridge.mcp", "kbridge.tunnel", "kbridge.tracing", "kbridge.jupyter"),
-    *("jupyter_server", "mcp", "opentelemetry", "kbridge.server.json_log"),
+    *("jupyter_server", "mcp", "opentelemetry", "kbridge.server.json_log", "jupyterhub", "aiohttp"),
     *("kbridge.server.reference", "kbridge.server.cli.commands", "kbridge.server.cli.attach"),
 )
 

@@ -21,6 +21,7 @@ _PROGRAMS = {
     "bash": ("bash",),
     "cc": ("cc", "gcc", "clang"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "configurable-http-proxy": ("configurable-http-proxy",),
     "faketime": ("faketime",),
     "haproxy": ("haproxy", "/usr/sbin/haproxy"),
     "nginx": ("nginx", "/usr/sbin/nginx"),
@@ -39,6 +40,7 @@ _FILES = {"labextension": "share/jupyter/labextensions/@kbridge/jupyterlab/packa
 _ADVICE = {
     "bash": "install bash",
     "cc": "install gcc",
+    "configurable-http-proxy": "npm install --global configurable-http-proxy",
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",
     "haproxy": "install haproxy",

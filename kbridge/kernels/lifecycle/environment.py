@@ -68,8 +68,17 @@ def kernel_environment(
         }
     for name in _SECRETS:
         env.pop(name, None)
+    if process.get("JUPYTERHUB_SERVICE_NAME"):
+        # This server is a service of JupyterHub, and has its token. In a user's server, the
+        # variables are those of the user, and kernels need them.
+        env = {name: value for name, value in env.items() if not _is_of_the_service(name)}
     env["KERNEL_GATEWAY"] = "1"
     return env
+
+
+def _is_of_the_service(name: str) -> bool:
+    """Return True for the variables that JupyterHub gives its service."""
+    return name.startswith("JUPYTERHUB_") or name == "JPY_API_TOKEN"
 
 
 def _is_locale(name: str) -> bool:

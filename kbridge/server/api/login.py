@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from tornado.web import HTTPError
 
-from kbridge.errors import KbridgeError, Unauthorized
+from kbridge.errors import KbridgeError, Unauthorized, UsersUnavailable
+from kbridge.kernels.users import OPERATOR
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.template import POLICY, document
 from kbridge.server.auth.access_policy import AuthMethod
@@ -54,10 +55,11 @@ class HtmlHandler(AccessMixin):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Write the error as a page for a browser, as JSON for a program."""
-        if "text/html" not in self.request.headers.get("Accept", "") or status_code >= 500:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        failed = status_code >= 500 and not isinstance(error, UsersUnavailable)
+        if failed or "text/html" not in self.request.headers.get("Accept", ""):
             super().write_error(status_code, **kwargs)
             return
-        error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, Unauthorized):
             self.show_form(error.reason)
             return
@@ -103,9 +105,10 @@ class HtmlHandler(AccessMixin):
             raise Unauthorized("that is not the token")
         # VS Code takes the first cookie of this reply as the login cookie, and expects this status.
         self.set_login_cookie()
-        self.redirect(self._target(), status=302)
+        self.redirect(self.target(), status=302)
 
-    def _target(self) -> str:
+    def target(self) -> str:
+        """Return the path to redirect to after a login."""
         try:
             target = self.get_argument("next", "")
         except HTTPError:  # not UTF-8
@@ -123,7 +126,7 @@ class HtmlHandler(AccessMixin):
         bool
             True if the request is finished; False if it has to be answered with the form.
         """
-        headers, target = self.request.headers, self._target()
+        headers, target = self.request.headers, self.target()
         pages = {f"{self.services.base_url}{name}" for name in ("", "tree", "console")}
         if (
             headers.get("Sec-Fetch-Site") != "cross-site"
@@ -147,7 +150,7 @@ class HtmlHandler(AccessMixin):
             f"{message}<p>This server asks for a token. The terminal that kbridge runs in shows an"
             " address with the token, and so does <code>kbridge list</code>.</p>"
             f'<form method="post" action="{base}login"><input type="hidden" name="next" '
-            f'value="{html.escape(self._target())}"><input name="password" type="password" '
+            f'value="{html.escape(self.target())}"><input name="password" type="password" '
             'autocomplete="current-password" aria-label="token" required> '
             "<button>Enter</button></form>"
         )
@@ -160,10 +163,19 @@ class LoginHandler(HtmlHandler):
 
     def get(self) -> None:
         """Show the form, or redirect if the client is authenticated already."""
-        if self.auth_method is not None:
-            if self.auth_method in (AuthMethod.QUERY, AuthMethod.HEADER):
+        shown = self.auth_method in (AuthMethod.QUERY, AuthMethod.HEADER)
+        # The token of a user becomes a cookie after a login at JupyterHub only; see `admit`.
+        if self.auth_method is not None and not (shown and self.user != OPERATOR):
+            if shown:
                 self.set_login_cookie()
-            self.redirect(self._target())
+            self.redirect(self.target())
+            return
+        if self.problem:
+            raise UsersUnavailable(self.problem)
+        if self.services.jupyterhub is not None:
+            from kbridge.server.api.oauth import begin_login
+
+            begin_login(self, self.services.jupyterhub, self.target())
             return
         if self.ask_again():
             return
@@ -190,7 +202,10 @@ class LoginHandler(HtmlHandler):
 
 
 class LogoutHandler(HtmlHandler):
-    """`/logout`: removes the cookies from this browser; the token stays valid."""
+    """`/logout`: removes the cookies from this browser; the token stays valid.
+
+    Users of JupyterHub are logged out there, too.
+    """
 
     public = True
 
@@ -199,6 +214,9 @@ class LogoutHandler(HtmlHandler):
         base = self.services.base_url
         self.clear_cookie(self.services.auth.cookie_name, path=base)
         self.clear_cookie(XSRF_COOKIE, path=base)
+        if self.services.jupyterhub is not None and self.user != OPERATOR:
+            self.redirect(self.services.jupyterhub.logout_url())
+            return
         self.show(f'<p>You are logged out.</p><p><a href="{html.escape(base)}login">Log in</a></p>')
 
     def post(self) -> None:

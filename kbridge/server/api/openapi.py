@@ -170,13 +170,18 @@ _FORM: Final = _operation(
     "The login form",
     {
         200: _success("The form", _STRING, "text/html"),
-        302: _success("The client is logged in: to `next`"),
+        302: _success(
+            "The client is logged in: to `next`. Or to JupyterHub, if users log in there"
+        ),
     },
     security=[],
 )
 _LOGOUT: Final = _operation(
     "Delete the cookies of this browser",
-    {200: _success("A page", _STRING, "text/html")},
+    {
+        200: _success("A page", _STRING, "text/html"),
+        302: _success("To JupyterHub, for its users"),
+    },
     security=[],
 )
 
@@ -208,6 +213,18 @@ _PATHS: Final[dict[str, dict[str, Schema]]] = {
         ),
     },
     "/logout": {"get": _LOGOUT, "post": _LOGOUT},
+    "/oauth_callback": {
+        "get": _operation(
+            "The end of a login at JupyterHub; sets the cookie",
+            {302: _success("To the page that the user wanted")},
+            (403, 404, 503),
+            parameters=[
+                _argument("code", {"type": "string"}, "The code of JupyterHub"),
+                _argument("state", {"type": "string"}, "The text that begins the login"),
+            ],
+            security=[],
+        )
+    },
     "/api/status": {
         "get": _operation(
             "State of the server",

@@ -15,6 +15,7 @@ from kbridge.server.api import (
     health,
     login,
     metrics,
+    oauth,
     page,
     rest,
 )
@@ -33,6 +34,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/page/(.+)", page.StaticHandler),
     (r"/login", login.LoginHandler),
     (r"/logout", login.LogoutHandler),
+    (r"/oauth_callback", oauth.CallbackHandler),
     (r"/favicon.ico", page.FaviconHandler),
     (r"/readme", page.ReadmeHandler),
     (r"/metrics", metrics.MetricsHandler),

@@ -12,8 +12,10 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
 from kbridge.page.sampler import Sampler
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.auth.jupyterhub import JupyterHub
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Readiness
+from kbridge.server.user_activity import ActivityReporter
 
 if TYPE_CHECKING:
     from kbridge.cluster.remote_kernels import RemoteKernels
@@ -100,6 +102,10 @@ class Services:
         The kernels of the other replicas; None without a cluster.
     sampler : Sampler or None
         Samples the server for the live page; None without it.
+    jupyterhub : JupyterHub or None
+        The program that knows the users, if it is JupyterHub.
+    user_activity : ActivityReporter or None
+        Reports to it when users were active.
     """
 
     kernels: BridgeKernelManager
@@ -119,6 +125,8 @@ class Services:
     page: bool = field(default=True, init=False)
     cluster: RemoteKernels | None = field(default=None, init=False)
     sampler: Sampler | None = field(default=None, init=False)
+    jupyterhub: JupyterHub | None = field(default=None, init=False)
+    user_activity: ActivityReporter | None = field(default=None, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

@@ -29,7 +29,7 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import setting_checks
-from kbridge.server.cli import command_line, environment, gateway_settings
+from kbridge.server.cli import command_line, environment, gateway_settings, hub_settings
 from kbridge.server.cli.cluster_settings import ClusterSettings
 from kbridge.server.cli.configuration import given_token, server_config
 from kbridge.server.cli.monitoring_settings import MonitoringSettings
@@ -44,7 +44,13 @@ _LOG_TEXT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 
 
-class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, CheckedApp):
+class KbridgeApp(
+    setting_checks.Checks,
+    MonitoringSettings,
+    ClusterSettings,
+    hub_settings.HubSettings,
+    CheckedApp,
+):
     """Serve Jupyter kernels to websocket clients."""
 
     name = "kbridge"
@@ -154,7 +160,8 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, Che
     ).tag(config=True)
     allow_remote_access = Bool(
         help="""Serve requests whose Host header does not name this machine. By default True only
-        if `ip` is not a loopback address. False protects a local server against DNS rebinding."""
+        if `ip` is not a loopback address, or users come from JupyterHub. False protects a local
+        server against DNS rebinding."""
     ).tag(config=True)
     local_hostnames = List(
         Unicode(),
@@ -277,6 +284,8 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, Che
     def _default_allow_remote_access(self) -> bool:
         import ipaddress
 
+        if self.jupyterhub:  # its proxy passes on the name that browsers use
+            return True
         try:
             return not ipaddress.ip_address(self.ip).is_loopback
         except ValueError:
@@ -341,6 +350,7 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, Che
 
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Read variables first, so that config files override them."""
+        self.update_config(Config({"KbridgeApp": hub_settings.read(os.environ)}))
         config, unknown = gateway_settings.read(os.environ)
         self.update_config(Config(config))
         for name in unknown:
@@ -372,6 +382,7 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, Che
         self._prepare_runtime_dir()
         hide(self.token)
         hide(self.metrics_token)
+        hide(os.environ.get("JUPYTERHUB_API_TOKEN", ""))
         for secret in secrets_of(self.registry_url):
             hide(secret)
 

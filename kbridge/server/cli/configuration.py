@@ -13,6 +13,7 @@ from traitlets import TraitError
 
 from kbridge.connection.audit import AuditCode
 from kbridge.server.auth.authenticator import Cors
+from kbridge.server.cli.hub_settings import hub_config
 from kbridge.server.config import (
     AuditConfig,
     AuthConfig,
@@ -125,6 +126,7 @@ def server_config(app: Any) -> ServerConfig:
             lease_seconds=app.lease_seconds,
             drain_seconds=app.drain_seconds,
         ),
+        jupyterhub=hub_config(app),
         base_url=app.base_url,
         list_kernels=app.list_kernels,
         page=app.page,

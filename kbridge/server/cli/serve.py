@@ -225,12 +225,15 @@ def _handle(
 
 
 def _announce(server: Server, log: logging.Logger) -> None:
-    """Print the server's URL; with the token only if it is random, or to a terminal."""
+    """Print the server's URL; with the token only if it is random, or to a terminal.
+
+    The log of JupyterHub, which has what its services print, must not have the token.
+    """
     auth, url = server.config.auth, server.url
-    if not auth.token:
+    if not auth.token and server.config.jupyterhub is None and auth.resolver is None:
         who = "any page in any browser" if "*" in auth.allow_origin else "any client"
         log.warning("authentication is off: %s that reaches %s can run code", who, server.url)
-    elif auth.token_is_random or sys.stdout.isatty():
+    elif (auth.token_is_random and server.config.jupyterhub is None) or sys.stdout.isatty():
         url += f"?token={quote(auth.token)}"
     say(f"kbridge {__version__} serves kernels at\n    {url}\n")
     if sys.stdout.isatty():

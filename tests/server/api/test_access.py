@@ -15,7 +15,17 @@ from kbridge.server.api.routes import ROUTES
 from kbridge.server.auth.access_policy import AccessPolicy
 
 PUBLIC = {
-    *("/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout", "/healthz", "/readyz"),
+    *(
+        "/favicon.ico",
+        "/api/?",
+        "/",
+        "/tree",
+        "/login",
+        "/logout",
+        "/oauth_callback",
+        "/healthz",
+        "/readyz",
+    ),
     *("/console", "/kbridge.js"),
 }
 PATHS = [p.removesuffix("/?").replace("([^/]+)", "x").replace("(.+)", "y") for p, _ in ROUTES]
