@@ -15,7 +15,7 @@
     |   |   +-- InvalidSshServer      400   1008   not a server that ssh can connect to (ValueError)
     |   +-- Unauthorized              401   1008   a login with a wrong token
     |   +-- Forbidden                 403   1008   no token, or a foreign Origin or Host
-    |   +-- KernelLimitReached        403   1008   `max_kernels` kernels are running
+    |   +-- KernelLimitReached        403   1008   as many kernels run as are allowed
     |   +-- Conflict                  409   1008   the object's state does not permit it
     |   +-- Misdirected               421   1008   another replica of the cluster serves the kernel
     |   +-- NotFound                  404   1008   the object does not exist

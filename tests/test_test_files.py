@@ -80,7 +80,6 @@ TESTED_BY = {
     "kernels/lifecycle/factory.py": "kernels/test_manager.py",
     "kernels/lifecycle/interrupt.py": "kernels/test_manager.py",
     "kernels/lifecycle/kernel_process.py": "kernels/test_manager.py",
-    "kernels/lifecycle/start_limits.py": "kernels/lifecycle/test_starts.py",
     "kernels/lifecycle/started.py": "kernels/test_manager.py",
     "kernels/registry/cluster_registry.py": "integration/test_replicas.py",
     "kernels/registry/transfer.py": "kernels/attached/test_elsewhere.py",

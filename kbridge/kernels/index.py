@@ -111,6 +111,10 @@ class KernelIndex:
         """The number of kernels in use that count toward `max_kernels`."""
         return sum(kernel.counts_toward_limit for kernel in self._in_use.values())
 
+    def counted_of(self, user: str) -> int:
+        """Return how many of these kernels a user has."""
+        return sum(kernel.user == user and kernel.counts_toward_limit for kernel in self)
+
     async def shutdown(self, kernel: Kernel, *, now: bool = False) -> None:
         """End or detach a kernel, and take it out of use. A second call waits for the first.
 

@@ -37,6 +37,7 @@ from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.pool import Pool
 from kbridge.kernels.lifecycle.start_counts import StartCounts
 from kbridge.kernels.lifecycle.start_limits import StartLimits
+from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.adoption import Adopter
 from kbridge.kernels.registry.models import KernelRole, SessionRow
 from kbridge.kernels.registry.transfer import KernelTransfer
@@ -117,7 +118,9 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         self.kept_logs = KeptLogs()
         self._options = options = KernelOptions.of(self)
         self.writer = writer or RegistryWriter()
-        self._limits = StartLimits(options.max_kernels, options.max_concurrent_starts)
+        self._limits = StartLimits(
+            options.max_kernels, options.max_concurrent_starts, options.max_kernels_per_user
+        )
         self.lease = lease or Lease()
         services = KernelServices(
             *(hubs, self.writer, options, self._limits, self.kept_logs, self.log, self.lease)
@@ -249,7 +252,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         KernelspecNotFound
             If there is no such kernelspec.
         KernelLimitReached
-            If `max_kernels` kernels run already.
+            If `max_kernels` kernels run already, or the user has `max_kernels_per_user`.
         KernelStartError
             If the kernel cannot start or dies at once, with the last lines of its log.
         Busy
@@ -264,7 +267,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             await self.lease.ensure()
             name, spec = await self._factory.resolve(kernel_name)
             cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
-            with self._limits.admit(self.index.counted):
+            with self._limits.admit(self.index.counted, user, self.index.counted_of(user)):
                 kernel = None
                 if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
                     kernel = await self._pool.take(name)
@@ -274,6 +277,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
                 elif self._limits.closed:
                     await kernel.discard(keep_log=False)
                     raise Busy("The server is shutting down")
+                else:
+                    await kernel.reserve(user)
                 self.index.add(kernel)
                 kernel.use(session_name, user=user)
             log = kernel_log(self.log, kernel.kernel_id)
@@ -301,7 +306,14 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         self.index.find(kernel_id)
         self._limits.check_held()
         kernel = await self._find_to_act(kernel_id)
-        await kernel.restart(now=now)
+        if isinstance(kernel, StartedKernel) and kernel.failed:
+            # It has not counted since it died.
+            user = kernel.user
+            with self._limits.admit(self.index.counted, user, self.index.counted_of(user)):
+                await kernel.process.reserve()
+                await kernel.restart(now=now)
+        else:
+            await kernel.restart(now=now)
         self.index.touch()
         kernel_log(self.log, kernel_id).info("Kernel restarted: %s", kernel_id)
 
@@ -334,6 +346,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         kernel = await self._find_to_act(kernel_id)
         await self.index.shutdown(kernel, now=now)
+        if kernel.user and self._options.max_kernels_per_user is not None:
+            await self.writer.settled()  # the user may start another one now, at any replica
 
     async def _find_to_act(self, kernel_id: str) -> Kernel:
         """Return a kernel in use, once this server holds the lease to act for it."""

@@ -29,6 +29,7 @@ from traitlets import (
 from traitlets.config import LoggingConfigurable
 
 from kbridge.kernels.lifecycle.queued import JobEnd
+from kbridge.kernels.lifecycle.resource_limits import parse_cpus, parse_memory
 
 __all__ = ["KernelOptions", "KernelSettings"]
 
@@ -38,6 +39,9 @@ class KernelOptions:
     """The values of the `KernelSettings` that kernels work with, under the same names."""
 
     max_kernels: int | None
+    max_kernels_per_user: int | None
+    kernel_cpus_limit: str
+    kernel_memory_limit: str
     force_kernel_name: str
     root_dir: str
     allowed_envs: tuple[str, ...]
@@ -87,6 +91,29 @@ class KernelSettings(LoggingConfigurable):
         config=True,
         help="""Maximum number of kernels. None: no limit. Kernels that wait in a pool and dead
         kernels are not counted. (KG_MAX_KERNELS)""",
+    )
+    max_kernels_per_user = Integer(
+        None,
+        allow_none=True,
+        min=1,
+        config=True,
+        help="""Maximum number of kernels of one user; in a cluster, at all replicas together. None:
+        no limit. Dead kernels are not counted, and neither are those of clients that have the
+        token of the server.""",
+    )
+    kernel_cpus_limit = Unicode(
+        "",
+        config=True,
+        help="""Maximum number of processors of one kernel, such as 2 or 500m, which its provisioner
+        applies: it is passed on as KERNEL_CPUS_LIMIT. Empty: no limit. With a limit, kernelspecs
+        whose provisioner does not apply it are refused.""",
+    )
+    kernel_memory_limit = Unicode(
+        "",
+        config=True,
+        help="""Maximum memory of one kernel, such as 4Gi, which its provisioner applies: it is
+        passed on as KERNEL_MEMORY_LIMIT. Empty: no limit. With a limit, kernelspecs whose
+        provisioner does not apply it are refused.""",
     )
     force_kernel_name = Unicode(
         "",
@@ -312,6 +339,16 @@ class KernelSettings(LoggingConfigurable):
     @default("root_dir")
     def _default_root_dir(self) -> str:
         return str(Path.cwd())
+
+    @validate("kernel_cpus_limit", "kernel_memory_limit")
+    def _parsable_limit(self, proposal: dict[str, Any]) -> str:
+        parse = parse_cpus if proposal["trait"].name == "kernel_cpus_limit" else parse_memory
+        value = str(proposal["value"])
+        try:
+            _ = value and parse(value)
+        except ValueError as error:
+            raise TraitError(f"{proposal['trait'].name}: {error}") from None
+        return value
 
     @validate("root_dir")
     def _absolute_root_dir(self, proposal: dict[str, Any]) -> str:

@@ -1,12 +1,18 @@
-"""Users whose tokens are in a table, in place of a program that knows users."""
+"""Users whose tokens are in a table, in place of a program that knows users.
+
+`python -m tests.support.users OPTIONS` is kbridge with these users.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from kbridge.errors import UsersUnavailable
 from kbridge.kernels.users import User
 from kbridge.server.auth.users import Credential
+from kbridge.server.cli.app import KbridgeApp
+from kbridge.server.config import ServerConfig
 
 __all__ = ["ADMIN", "ALICE", "BOB", "Table"]
 
@@ -42,3 +48,18 @@ class Table:
         if self.down:
             raise UsersUnavailable("the table is locked away")
         return self.users.get(credential.token)
+
+
+def _main() -> None:
+    configured = KbridgeApp.configuration
+
+    def configuration(app: KbridgeApp) -> ServerConfig:
+        config = configured(app)
+        return replace(config, auth=replace(config.auth, resolver=Table()))
+
+    KbridgeApp.configuration = configuration  # type: ignore[method-assign]
+    KbridgeApp.launch_instance()
+
+
+if __name__ == "__main__":
+    _main()

@@ -20,6 +20,8 @@ from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.environment import kernel_environment
 from kbridge.kernels.lifecycle.kernel_process import Launch
 from kbridge.kernels.lifecycle.launchable import check_launchable
+from kbridge.kernels.lifecycle.provisioners import provisioner_name
+from kbridge.kernels.lifecycle.resource_limits import ResourceLimits
 from kbridge.kernels.lifecycle.seed import Seed, load_seed
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.models import KernelRow
@@ -92,6 +94,8 @@ class KernelFactory:
         self._index = index
         self._options = services.options
         self._seed: Seed | None = None
+        options = services.options
+        self._resources = ResourceLimits(options.kernel_cpus_limit, options.kernel_memory_limit)
 
     # -- kernelspecs ----------------------------------------------------------------------------
 
@@ -180,7 +184,8 @@ class KernelFactory:
         Raises
         ------
         InvalidRequest
-            If the kernel id is not a uuid or is taken, or the environment cannot be passed on.
+            If the kernel id is not a uuid or is taken, or the environment cannot be passed on, or
+            asks for more than the limits allow.
         KernelStartError, Busy
             See `StartedKernel.launch`.
         """
@@ -190,6 +195,8 @@ class KernelFactory:
             environment["JPY_SESSION_NAME"] = request.session_name
         if request.user:  # a request must not name another user
             environment[USERNAME] = request.user
+        provisioner = provisioner_name(spec.metadata, self._jupyter)
+        self._resources.apply(environment, request.name, provisioner, spec.metadata)
         check_launchable(request.name, spec.argv, {**environment, **spec.env})
         manager = self._make(request.name, self._new_id(request.kernel_id))
         manager.configure(
@@ -245,7 +252,8 @@ class KernelFactory:
             spec = {}
         options = self._options
         links = (options.transport, options.kernel_ip, options.transport_encryption)
-        parts = repr((options.root_dir, cells, sorted(spec.items()), links))
+        limits = (options.kernel_cpus_limit, options.kernel_memory_limit)
+        parts = repr((options.root_dir, cells, sorted(spec.items()), links, limits))
         return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
 
     def _new_id(self, kernel_id: str | None) -> str:

@@ -169,6 +169,21 @@ class KernelProcess:
         except KernelError as error:
             self._log.error("%s", error)
 
+    async def reserve(self) -> None:
+        """Write the kernel to the registry, in which the kernels of each user are counted.
+
+        Raises
+        ------
+        KernelLimitReached
+            If its user has as many kernels as `max_kernels_per_user` allows, at all replicas.
+        Busy
+            If they cannot be counted, because the database fails.
+        """
+        limit = self._options.max_kernels_per_user
+        if limit is not None and self.manager.user and self.manager.independent:
+            await self._writer.reserve(self.manager.record(), limit)
+        self.record()
+
     # -- beginnings -----------------------------------------------------------------------------
 
     async def launch(self, launch: Launch) -> None:
@@ -194,7 +209,7 @@ class KernelProcess:
             await self.lease.ensure()
             with self._limits.descriptors():
                 # Recorded before the process exists: an unrecorded process would run forever.
-                self.record()
+                await self.reserve()
                 await self._writer.settled()
                 await self.lease.ensure()  # the wait may have been long
                 self.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -17,13 +18,36 @@ from kbridge.errors import Busy, KernelLimitReached
 from kbridge.kernels.lifecycle.descriptors import KernelBudget
 from kbridge.kernels.lifecycle.start_counts import StartCounts
 
-__all__ = ["StartLimits"]
+__all__ = ["StartLimits", "check_user"]
 
 _RESTARTING: Final = "The server is about to be restarted; try again in a few seconds"
 
 # True within a request that is counted, also in the tasks that it makes: it may start a kernel
 # although a later call of `hold` refuses new requests.
 _counted: ContextVar[bool] = ContextVar("kbridge_start_request_counted", default=False)
+
+
+def check_user(user: str, has: int, limit: int | None) -> None:
+    """Check that a user may have one more kernel.
+
+    Parameters
+    ----------
+    user : str
+        The name of the user.
+    has : int
+        The number of kernels that the user has.
+    limit : int or None
+        The value of `max_kernels_per_user`.
+
+    Raises
+    ------
+    KernelLimitReached
+        If the user has as many kernels as are allowed.
+    """
+    if limit is not None and has >= limit:
+        raise KernelLimitReached(
+            f"{user} has {has} kernel(s), and max_kernels_per_user allows no more: shut one down"
+        )
 
 
 class StartLimits:
@@ -35,6 +59,8 @@ class StartLimits:
         Maximum number of kernels in use and of starts that clients wait for, together.
     concurrent : int
         Maximum number of kernels on this machine that start or restart at the same time.
+    per_user : int or None
+        Maximum number of kernels in use and of starts of one user, together.
 
     Attributes
     ----------
@@ -42,9 +68,13 @@ class StartLimits:
         Durations and failures of starts.
     """
 
-    def __init__(self, max_kernels: int | None, concurrent: int) -> None:
+    def __init__(
+        self, max_kernels: int | None, concurrent: int, per_user: int | None = None
+    ) -> None:
         self.counts = StartCounts()
         self._max_kernels = max_kernels
+        self._per_user = per_user
+        self._admitted_of: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(concurrent)
         self._budget = KernelBudget()
         self._admitted = 0
@@ -114,13 +144,17 @@ class StartLimits:
         await self._none_pending.wait()
 
     @contextmanager
-    def admit(self, in_use: int) -> Iterator[None]:
-        """Hold one of the `max_kernels` places until the kernel is in use.
+    def admit(self, in_use: int, user: str = "", of_user: int = 0) -> Iterator[None]:
+        """Hold one of the `max_kernels` places, and one of the user, until the kernel is in use.
 
         Parameters
         ----------
         in_use : int
             The number of kernels in use that count toward `max_kernels`.
+        user : str
+            The name of the user of the kernel; empty for the operator, who is not limited.
+        of_user : int
+            The number of these kernels that the user has.
 
         Raises
         ------
@@ -134,13 +168,17 @@ class StartLimits:
         self.check_held()
         used = in_use + self._admitted
         if self._max_kernels is not None and used >= self._max_kernels:
-            raise KernelLimitReached(f"{used} kernels run, and no more are allowed")
+            raise KernelLimitReached(f"{used} kernels run, and max_kernels allows no more")
+        if user:
+            check_user(user, of_user + self._admitted_of[user], self._per_user)
         self._admitted += 1
+        self._admitted_of[user] += 1
         self._none_admitted.clear()
         try:
             yield
         finally:
             self._admitted -= 1
+            self._admitted_of -= Counter((user,))
             if not self._admitted:
                 self._none_admitted.set()
 

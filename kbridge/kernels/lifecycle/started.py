@@ -167,6 +167,21 @@ class StartedKernel(Kernel):
         self.manager.set_role(KernelRole.POOLED, fingerprint)
         self.process.record()
 
+    async def reserve(self, user: str) -> None:
+        """Count a kernel that waited in a pool for a user; end it if that is not possible.
+
+        Raises
+        ------
+        KernelLimitReached, Busy
+            See `KernelProcess.reserve`.
+        """
+        self.manager.give_to(user)
+        try:
+            await self.process.reserve()
+        except BaseException:
+            await self.discard(keep_log=False)
+            raise
+
     def use(self, session_name: str | None = None, *, user: str = "") -> None:
         """Put the kernel in use: watch its process and restart it when it ends.
 

@@ -109,6 +109,19 @@ class ClusterRegistry(Registry):
         del owner
         return self.store.write(rows)
 
+    def reserve(self, row: KernelRow, limit: int) -> bool:
+        """Write the row of a kernel; see `ClusterStore.reserve`. Return True.
+
+        Raises
+        ------
+        RegistryError
+            If it could not be written.
+        KernelLimitReached
+            If the user has too many kernels.
+        """
+        self.store.reserve(row, limit)
+        return True
+
     def _is_here(self, replica: Replica) -> bool:
         """Return True for another replica of this machine, as it is since its last start."""
         return replica.hostname == self.store.replica.hostname and same_boot(replica.start_id)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    func,
     insert,
     literal_column,
     select,
@@ -219,6 +220,17 @@ class ClusterRows:
                 found = connection.execute(query.where(table.c.kernel_id.in_(chunk)))
                 owners |= {row.kernel_id: row.replica_id for row in found}
         return owners
+
+    def count_of(self, connection: Connection, user: str, *, besides: str) -> int:
+        """Return the number of kernels of a user, without that of one id."""
+        found = connection.execute(
+            select(func.count())
+            .select_from(KERNELS)
+            .where(KERNELS.c.address == self._cluster)
+            .where(KERNELS.c.user_name == user)
+            .where(KERNELS.c.kernel_id != besides)
+        )
+        return int(found.scalar_one())
 
     def write_kernel(self, connection: Connection, row: KernelRow, revision: int) -> None:
         """Write the row of a kernel; the machine of a kernel's process stays as it was."""

@@ -31,7 +31,8 @@ from sqlalchemy import (
     update,
 )
 
-from kbridge.errors import RegistryError
+from kbridge.errors import InvalidRequest, RegistryError
+from kbridge.kernels.lifecycle.start_limits import check_user
 from kbridge.kernels.registry.cluster_rows import (
     ClusterRows,
     insert_once,
@@ -256,6 +257,25 @@ class ClusterStore:
                         insert(SESSIONS), [{**self._rows.owned(), **columns_of(session)}]
                     )
         return frozenset(refused)
+
+    def reserve(self, row: KernelRow, limit: int) -> None:
+        """Write the row of a kernel, unless its user has `limit` other kernels in the cluster.
+
+        Raises
+        ------
+        KernelLimitReached
+            If that is so.
+        InvalidRequest
+            If another replica has a kernel with that id.
+        """
+        with self.registry.transaction(_WRITTEN) as connection:
+            revision = self._rows.change(connection)  # so that replicas count one after the other
+            running = self._rows.owners(connection, [row.kernel_id], KERNELS)
+            if running.get(row.kernel_id, self._me) != self._me:
+                raise InvalidRequest(f"The id {row.kernel_id} is taken")
+            others = self._rows.count_of(connection, row.user, besides=row.kernel_id)
+            check_user(row.user, others, limit)
+            self._rows.write_kernel(connection, row, revision)
 
     # -- what a takeover needs ----------------------------------------------------------------
 

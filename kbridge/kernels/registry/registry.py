@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, unquote_plus
 
-from kbridge.errors import RegistryError, UnknownSchema
+from kbridge.errors import KbridgeError, RegistryError, UnknownSchema
 from kbridge.kernels.lifecycle.processes import ProcessState
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.private import open_private
@@ -161,6 +161,11 @@ class Registry:
             self._in_use = True
         return frozenset()
 
+    def reserve(self, row: KernelRow, limit: int) -> bool:
+        """Return False: without a cluster, no other server has kernels of the user."""
+        del row, limit
+        return False
+
     @contextmanager
     def transaction(self, done: str) -> Iterator[Connection]:
         """Return a context in which a connection is in a transaction; used by `ClusterStore`.
@@ -214,7 +219,7 @@ class Registry:
             yield
         except UnknownSchema as error:
             reason = error.reason
-        except RegistryError:
+        except KbridgeError:
             raise
         except OSError as error:
             reason = error.strerror or str(error)

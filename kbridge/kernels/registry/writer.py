@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from kbridge.errors import RegistryError
+from kbridge.errors import Busy, RegistryError
 from kbridge.kernels.lifecycle.processes import state_of
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.registry import Registry
@@ -126,6 +126,35 @@ class RegistryWriter:
         """Write the row of a kernel."""
         self._ended.pop(record.kernel_id, None)
         self._put(("kernel", record.kernel_id), record)
+
+    async def reserve(self, record: KernelRow, limit: int) -> None:
+        """Write the row of a kernel now, if its user may have one more kernel in the cluster.
+
+        Without a cluster, nothing is written: the caller knows all kernels of the user.
+
+        Raises
+        ------
+        KernelLimitReached
+            If the user has `limit` kernels already.
+        Busy
+            If that cannot be found out.
+        """
+        if self._registry is None:
+            return
+        await self.settled()  # kernels that have just ended do not count
+        try:
+            async with asyncio.timeout(self._timeout):
+                if await asyncio.to_thread(self._registry.reserve, record, limit):
+                    self.take_kernel(record)
+        except (RegistryError, TimeoutError) as error:
+            self.take_kernel(record)  # if it was written nevertheless, its end will be, too
+            raise Busy(
+                f"The kernels of {record.user} cannot be counted for max_kernels_per_user:"
+                f" {error or 'the database does not answer'}"
+            ) from error
+        except asyncio.CancelledError:
+            self.take_kernel(record)
+            raise
 
     def drop_kernel(self, kernel_id: str) -> None:
         """Delete the row of a kernel, if there is one."""

@@ -48,6 +48,7 @@ ALIASES: dict[str, Any] = {
     "allow-origin": "KbridgeApp.allow_origin",
     "root-dir": "BridgeKernelManager.root_dir",
     "max-kernels": "BridgeKernelManager.max_kernels",
+    "max-kernels-per-user": "BridgeKernelManager.max_kernels_per_user",
     "default-kernel": "BridgeKernelManager.default_kernel_name",
     "pool": "BridgeKernelManager.pool",
     "kernel-ip": "BridgeKernelManager.kernel_ip",

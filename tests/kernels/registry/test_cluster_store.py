@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import delete, event, insert, select, text, update
 
-from kbridge.errors import RegistryError
+from kbridge.errors import InvalidRequest, KernelLimitReached, RegistryError
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.engine import make_engine
 from kbridge.kernels.registry.models import (
@@ -376,6 +376,53 @@ def test_an_id_is_used_again(both):
     assert owner(a) == "b"
     view = a.renew(LEASE, since=0)
     assert "k" not in view.ended
+
+
+def test_users_are_counted_in_the_cluster(connect, both):
+    a, b = both
+    other = ClusterStore(connect(), replica("c", cluster="other"))
+    other.join(LEASE)
+    other.reserve(kernel("o", user="alice"), 1)
+    a.reserve(kernel("k1", user="alice"), 2)
+    b.reserve(kernel("k2", user="alice"), 2)
+    b.reserve(kernel("k2", user="alice", role="starting"), 2)  # the kernel itself is not counted
+    for store in both:
+        with pytest.raises(KernelLimitReached, match="alice has 2"):
+            store.reserve(kernel("k3", user="alice"), 2)
+        store.reserve(kernel(f"b-{store.replica.replica_id}", user="bob"), 2)
+    assert {k.kernel_id: k.row.user for k in a.view().kernels} == {
+        "k1": "alice",
+        "k2": "alice",
+        "b-a": "bob",
+        "b-b": "bob",
+    }
+    assert b.write({("kernel", "k2"): None}) == frozenset()
+    a.reserve(kernel("k3", user="alice"), 2)
+    with pytest.raises(InvalidRequest, match="The id k3 is taken"):
+        b.reserve(kernel("k3", user="carol"), 2)
+
+
+def test_of_many_that_start_at_once_as_many_as_allowed_start(connect):
+    stores = [ClusterStore(connect(), replica(f"r{n}")) for n in range(6)]
+    for store in stores:
+        store.join(LEASE)
+    barrier = threading.Barrier(len(stores))
+
+    def start(store: ClusterStore) -> int:
+        barrier.wait()
+        started = 0
+        for n in range(4):
+            row = kernel(f"{store.replica.replica_id}-{n}", user="alice", role="starting")
+            try:
+                insist(partial(store.reserve, row, 5))
+            except KernelLimitReached:
+                continue
+            started += 1
+        return started
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        assert sum(threads.map(start, stores)) == 5
+    assert len(stores[0].view().kernels) == 5
 
 
 @pytest.mark.parametrize("earlier", ["ended", "ended and forgotten", "never ran"])
