@@ -27,6 +27,7 @@ LAYERS = {
     "connection": 4,
     "metrics": 4,
     "page": 4,
+    "slurm": 4,
     "tracing": 4,
     "tornado": 4,
     "client": 4,
@@ -106,7 +107,7 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
 )
 def test_only_link_touches_sockets(path: Path) -> None:
     """Hubs, kernels and servers use `link`; they never open a ZeroMQ or raw socket themselves."""
-    exempt = {"link", "tunnel", "connect", "server", "kernels", "unix_sockets", "client"}
+    exempt = {"link", "tunnel", "connect", "server", "kernels", "unix_sockets", "client", "slurm"}
     if layer_of(path) in exempt:
         return  # these bind ports, listen, connect to servers, or hold jupyter_client's sockets
     for name in imports_of(path):

@@ -23,6 +23,7 @@ from kbridge.kernels.registry import registry
 from kbridge.server import safe_log
 from kbridge.server.api import routes
 from kbridge.server.auth import access_policy, authenticator
+from kbridge.slurm import launch, options
 from kbridge.tunnel import ssh_command, supervisor
 from kbridge.wire import legacy, outline
 
@@ -88,6 +89,11 @@ def _outline(text: str) -> None:
                 pass
         except (ValueError, RecursionError, kbridge.errors.KbridgeError):
             continue
+
+
+def _resources(text: str) -> None:
+    for resource in options.RESOURCES.values():
+        resource.pattern.fullmatch(text)
 
 
 def _route(path: str) -> None:
@@ -192,6 +198,15 @@ TABLE: dict[str, Case] = {
     "server/auth/access_policy.py:_ORIGIN": Case(access_policy._ORIGIN.fullmatch, _HARD),
     "server/auth/authenticator.py:_AUTHORIZATION": Case(authenticator.parse_authorization, _HARD),
     "server/api/routes.py:ROUTES": Case(_route, _HARD),
+    "slurm/options.py:_NAME": Case(_resources, _HARD),
+    "slurm/options.py:_GRES": Case(_resources, _HARD),
+    "slurm/options.py:_FEATURES": Case(_resources, _HARD),
+    "slurm/options.py:_NODES": Case(_resources, _HARD),
+    "slurm/options.py:_COUNT": Case(_resources, _HARD),
+    "slurm/options.py:_GPUS": Case(_resources, _HARD),
+    "slurm/options.py:_MEMORY": Case(_resources, _HARD),
+    "slurm/options.py:_TIME": Case(_resources, _HARD),
+    "slurm/launch.py:_PLACEHOLDER": Case(lambda text: launch.kernel_argv([text], {}), _HARD),
     "wire/outline.py:_skip_flat": Case(_outline, _HARD),
     "wire/outline.py:_skip_text": Case(_outline, _HARD),
     "wire/outline.py:_skip_scalar": Case(_outline, _HARD),

@@ -76,6 +76,7 @@ _ABOUT = {
     "LogsApp": "`kbridge logs`.",
     "McpApp": "`kbridge mcp`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
+    "SlurmProvisioner": "Kernels as [Slurm jobs](slurm.md): defaults for all kernelspecs.",
     "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
     " file. The server does not use these settings.",
 }
@@ -135,6 +136,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.cli.restart import RestartApp
     from kbridge.server.cli.run import ClientCommand, LogsApp, RunApp
     from kbridge.server.cli.status import StatusApp
+    from kbridge.slurm.provisioner import SlurmProvisioner
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
@@ -153,6 +155,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     ):
         owners = (cls, ClientCommand)
         yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class in owners]
+    yield SlurmProvisioner, _settings(SlurmProvisioner)
     yield ConnectionFileMixin, _settings(ConnectionFileMixin)
 
 

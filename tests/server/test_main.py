@@ -66,6 +66,7 @@ LATE = (
     *("kbridge.kernels.registry.store", "sqlalchemy", "psutil", "IPython", "ipykernel"),
     *("kbridge.client", "kbridge.mcp", "kbridge.tunnel", "kbridge.tracing", "kbridge.jupyter"),
     *("jupyter_server", "mcp", "opentelemetry", "kbridge.server.json_log", "jupyterhub", "aiohttp"),
+    "kbridge.slurm",
     *("kbridge.server.reference", "kbridge.server.cli.commands", "kbridge.server.cli.attach"),
 )
 

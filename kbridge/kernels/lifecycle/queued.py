@@ -116,6 +116,9 @@ class QueuedProvisioner(KernelProvisionerBase):
         """
         return True
 
+    def release(self) -> None:
+        """Leave the job to another process, without ending it. May be called twice."""
+
     def changed(self) -> None:
         """Tell the server that `queue_text` has changed; called on the event loop."""
         if self.on_change is not None:

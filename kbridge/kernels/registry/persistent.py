@@ -327,6 +327,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             process.close()
         elif process is not None:
             process.returncode = 0  # otherwise Popen warns that the process still runs
+        if self.queued is not None:
+            self.queued.release()
         self.provisioner = None
 
     def remove_files(self) -> None:

@@ -46,6 +46,7 @@ _ELSEWHERE = {
     "KernelProvisionerBase": "jupyter_client.provisioning",
     "KernelProvisionerFactory": "jupyter_client.provisioning",
     "LocalProvisioner": "jupyter_client.provisioning",
+    "SlurmProvisioner": "kbridge.slurm",
 }
 # Packages whose other classes are not used by this program.
 _COMMON = {"jupyter_client", "jupyter_core", "kbridge", "traitlets"}
