@@ -203,7 +203,7 @@ async def test_users_log_in_at_the_hub_with_a_browser(hub: Hub) -> None:
     async with chromium_page() as page:
         await log_in(page, url, "alice")
         await page.wait_for_selector("#connection[data-state=live]")
-        await page.wait_for_selector(f"[data-kernel='{hers}']")
+        await page.wait_for_selector(f"[data-kernel='{hers}'] :text('started by alice')")
         [cookie] = [c for c in await page.context.cookies(url) if c["name"].startswith("kbridge-")]
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
         assert cookie["path"] == f"/{SERVICE}/"

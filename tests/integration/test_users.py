@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tornado.httpclient import AsyncHTTPClient
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from traitlets.config import Config
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -21,7 +22,10 @@ import kbridge.client
 from kbridge.kernels.users import User
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.server import Server
+from tests.support.fake_hub import FakeHub
+from tests.support.replicas import replicas
 from tests.support.require import require
+from tests.support.server import Server as Process
 from tests.support.users import ADMIN, ALICE, BOB, Table
 from tests.support.waiting import TIMEOUT, until
 
@@ -215,6 +219,122 @@ async def test_an_unknown_token_is_refused_and_an_empty_one_opens_nothing(tmp_pa
         site.table.down = True
         status, body = await site.ask(BOB, "GET", "api/kernels")
         assert (status, body["message"]) == (503, "the table is locked away")
+
+
+async def test_the_first_request_of_a_user_may_have_a_large_body(site: Site) -> None:
+    """Bodies of clients that are not authenticated are limited to 16 KiB."""
+    env = {"KERNEL_TEXT": "x" * 50_000}
+    kernel_id = await site.kernel(BOB, env=env)
+    assert site.kernels.users() == {kernel_id: "bob"}
+    status, _ = await site.ask(User("mallory"), "POST", "api/kernels", {"env": env})
+    assert status == 403
+
+
+async def test_the_audit_log_names_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    async with running(tmp_path, audit_log=str(path)) as site:
+        kernel_id = await site.kernel(ALICE)
+        async with kbridge.client.connect(site.server.url, "token-alice") as client:
+            execution = await (await client.kernel(kernel_id)).execute("6 * 7")
+            assert [type(output).__name__ async for output in execution] == ["ExecuteResult"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["user"], line["auth"]) for line in lines] == [("alice", "header")]
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[list[Process]]:
+    """Two replicas that are a service of JupyterHub, which has not started them."""
+    require("ipykernel", "jupyterhub")
+    hub = FakeHub()
+    cluster = replicas(tmp_path / "lab", env=hub.environment)
+    try:
+        yield await asyncio.to_thread(cluster.__enter__)
+    finally:
+        await asyncio.to_thread(cluster.__exit__, None, None, None)
+        await hub.aclose()
+
+
+async def send(
+    server: Process, user: str, method: str, path: str, body: Any = None
+) -> tuple[int, Any]:
+    """Send a request with the token of a user; return the status and the JSON."""
+    url = f"{server.url}/services/kbridge/{path}"
+    headers = {"Authorization": f"token {user}'s"}
+    reply = await AsyncHTTPClient().fetch(
+        url,
+        method=method,
+        headers=headers,
+        body=None if body is None else json.dumps(body),
+        raise_error=False,
+        allow_nonstandard_methods=True,
+        request_timeout=TIMEOUT,
+    )
+    return reply.code, json.loads(reply.body) if reply.body else None
+
+
+async def test_all_replicas_know_the_user_of_a_kernel(lab: list[Process]) -> None:
+    one, two = lab
+    status, model = await send(one, "alice", "POST", "api/kernels")
+    assert (status, model["user"]) == (201, "alice")
+    path = f"api/kernels/{model['id']}"
+    for server in lab:
+        for user, seen in (("alice", True), ("carol", False), ("a service", True)):
+            _, models = await send(server, user, "GET", "api/kernels")
+            assert (model["id"] in [each["id"] for each in models]) is seen
+            expected = 200 if seen else 404
+            assert (await send(server, user, "GET", path))[0] == expected
+            assert (await send(server, user, "GET", f"{path}/executions"))[0] == expected
+        url = f"ws{server.url.removeprefix('http')}/services/kbridge/{path}/channels"
+        async with connect(f"{url}?token=alice's"):
+            pass
+        with pytest.raises(InvalidStatus, match="404"):
+            async with connect(f"{url}?token=carol's"):
+                pass
+    foreign = await send(two, "carol", "GET", path)
+    missing = await send(two, "carol", "GET", "api/kernels/none")
+    assert json.dumps(foreign).replace(model["id"], "none") == json.dumps(missing)
+    _, session = await send(two, "alice", "POST", "api/sessions", NOTEBOOK)
+    assert (await send(one, "carol", "GET", f"api/sessions/{session['id']}"))[0] == 404
+    _, other = await send(one, "carol", "POST", "api/sessions", NOTEBOOK)
+    assert other["id"] != session["id"]
+    assert (await send(one, "alice", "POST", "api/sessions", NOTEBOOK))[1]["id"] == session["id"]
+    assert (await send(two, "carol", "DELETE", path))[0] == 404
+    assert (await send(two, "alice", "DELETE", path))[0] == 204
+
+
+async def test_a_replica_finishes_a_login_that_another_one_has_begun(lab: list[Process]) -> None:
+    one, two = lab
+    client = AsyncHTTPClient()
+
+    async def get(server: Process, path: str, cookies: str = "") -> HTTPResponse:
+        return await client.fetch(
+            f"{server.url}/services/kbridge/{path}",
+            headers={"Cookie": cookies},
+            follow_redirects=False,
+            raise_error=False,
+        )
+
+    begun = await get(one, "login?next=%2Fservices%2Fkbridge%2Fconsole")
+    location = urlsplit(begun.headers["Location"])
+    assert (begun.code, location.path) == (302, "/hub/api/oauth2/authorize")
+    state = parse_qs(location.query)["state"][0]
+    cookie = begun.headers["Set-Cookie"].partition(";")[0]
+    for query, cookies in (
+        (f"code=good&state={state}", ""),
+        ("code=good&state=another", cookie),
+        (f"code=stolen&state={state}", cookie),
+        (f"error=access_denied&state={state}", cookie),
+    ):
+        assert (await get(two, f"oauth_callback?{query}", cookies)).code == 403
+    ended = await get(two, f"oauth_callback?code=good&state={state}", cookie)
+    assert (ended.code, ended.headers["Location"]) == (302, "/services/kbridge/console")
+    [login] = [c for c in ended.headers.get_list("Set-Cookie") if "user." in c]
+    assert {"HttpOnly", "SameSite=Lax", "Path=/services/kbridge/"} <= set(login.split("; "))
+    me = await get(one, "api/me", login.partition(";")[0])
+    assert json.loads(me.body)["identity"]["username"] == "alice"
+    # A link with the token of somebody else logs no browser in.
+    assert (await get(one, "?token=carol's")).code == 302
+    assert (await get(one, "login?token=carol's")).headers["Location"].startswith("/hub/")
 
 
 async def test_kernels_know_their_user_and_users_outlive_the_server(tmp_path: Path) -> None:

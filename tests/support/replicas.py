@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,19 @@ __all__ = ["kernel_at", "model_at", "replicas"]
 
 @contextmanager
 def replicas(
-    home: Path, *options: str, count: int = 2, database: str = ""
+    home: Path,
+    *options: str,
+    count: int = 2,
+    database: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[list[Server]]:
     """Run some replicas; by default with an SQLite database."""
     database = database or f"sqlite:///{home / 'cluster.sqlite'}"
     home.mkdir(parents=True, exist_ok=True)
     made = [
-        Server(home / f"replica-{n}", "--cluster=lab", f"--registry-url={database}", *options)
+        Server(
+            home / f"replica-{n}", "--cluster=lab", f"--registry-url={database}", *options, env=env
+        )
         for n in range(count)
     ]
     try:

@@ -128,3 +128,14 @@ def test_the_links_of_an_endless_directory_are_not_followed(tmp_path: Path, monk
     endless = {"KERNEL_WORKING_DIR": wished + "x/" * 60_000}
     assert working_dir(tmp_path, None, endless) == tmp_path
     assert followed == [wished]
+
+
+def test_kernels_do_not_get_the_variables_of_a_service_of_jupyterhub():
+    given = {"JUPYTERHUB_API_TOKEN": "t", "JPY_API_TOKEN": "t", "JUPYTERHUB_USER": "", "HOME": "/h"}
+    service = {**given, "JUPYTERHUB_SERVICE_NAME": "kbridge"}
+    names = ["JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"]
+    for requested in (None, {}):
+        env = kernel_environment(service, requested, inherited=names, allowed=names)
+        assert [name for name in env if "HUB" in name or "API" in name] == []
+    # In the server of a user, the token is that of the user, and kernels need it.
+    assert kernel_environment(given, None) == {**given, "KERNEL_GATEWAY": "1"}

@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
-from tornado.testing import bind_unused_port
-from tornado.web import Application, RequestHandler
 
 from kbridge.errors import Forbidden, UsersUnavailable
 from kbridge.kernels.users import User
-from kbridge.server.auth.jupyterhub import HubConfig, JupyterHub
+from kbridge.server.auth.jupyterhub import JupyterHub
 from kbridge.server.auth.users import Credential
+from tests.support.fake_hub import FakeHub
 from tests.support.require import require
-
-ACCESS = "access:services!service=kbridge"
-MODELS: dict[str, dict[str, Any]] = {
-    "alice's": {"name": "alice", "kind": "user", "scopes": [ACCESS]},
-    "everything": {"name": "root", "kind": "user", "scopes": ["access:services", "custom:admins"]},
-    "a service's": {"name": "alice", "kind": "service", "scopes": [ACCESS, "custom:admins"]},
-    "of no use": {"name": "bob", "kind": "user", "scopes": ["access:services!service=other"]},
-}
-
-
-class FakeHub:
-    """The API of JupyterHub, with the answers of this module."""
-
-    def __init__(self) -> None:
-        self.reports: list[tuple[str, Any, str]] = []
-        self.status = 200
-        sock, self.port = bind_unused_port()
-        hub = self
-
-        class Handler(RequestHandler):
-            def get(self) -> None:
-                _, _, token = self.request.headers["Authorization"].partition(" ")
-                if hub.status != 200:
-                    self.send_error(hub.status)
-                elif token in MODELS:
-                    self.finish(json.dumps(MODELS[token]))
-                else:
-                    self.send_error(403)
-
-            def post(self, *_: str) -> None:
-                if self.request.path.endswith("/oauth2/token"):
-                    valid = self.get_argument("code") == "good"
-                    self.set_status(200 if valid else 400)
-                    self.finish(
-                        {"access_token": "alice's"} if valid else {"error": "invalid_grant"}
-                    )
-                    return
-                body = json.loads(self.request.body)
-                hub.reports.append((self.request.path, body, self.request.headers["Authorization"]))
-                self.set_status(hub.status)
-
-        routes = [(r"/hub/api/user", Handler), (r"/hub/api/(.+)", Handler)]
-        self.server = HTTPServer(Application(routes))
-        self.server.add_socket(sock)
-
-    @property
-    def config(self) -> HubConfig:
-        return HubConfig(
-            name="kbridge",
-            api_url=f"http://127.0.0.1:{self.port}/hub/api",
-            api_token="the service's",
-            client_id="service-kbridge",
-            callback="/services/kbridge/oauth_callback",
-            admin_scope="custom:admins",
-        )
 
 
 @pytest.fixture
@@ -82,8 +23,7 @@ async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeHub]:
         monkeypatch.delenv(name, raising=False)
     made = FakeHub()
     yield made
-    made.server.stop()
-    await made.server.close_all_connections()
+    await made.aclose()
 
 
 @pytest.fixture
@@ -130,8 +70,7 @@ async def test_an_error_of_the_hub_is_not_a_refusal(
 
 
 async def test_without_the_hub_the_error_names_its_address(hub: JupyterHub, fake: FakeHub) -> None:
-    fake.server.stop()
-    await fake.server.close_all_connections()
+    await fake.aclose()
     with pytest.raises(UsersUnavailable, match=f"127.0.0.1:{fake.port}/hub/api") as caught:
         await hub.user_of(Credential("alice's"))
     assert "the service's" not in str(caught.value)

@@ -140,6 +140,7 @@ export class KernelCard {
     const titleId = `kernel-${this.kernel.id}`;
     this.root.setAttribute('aria-labelledby', titleId);
     this.document = element('p', { class: 'document muted' });
+    this.user = element('p', { class: 'user muted', hidden: '' });
     this.replica = element('p', { class: 'replica muted', hidden: '' });
     this.state = element('span', { class: 'pill' });
     this.remarks = element('ul', { class: 'remarks', 'aria-label': 'Remarks' });
@@ -165,6 +166,7 @@ export class KernelCard {
         { class: 'who' },
         element('h3', { id: titleId }, this.title, ' ', this.id),
         this.document,
+        this.user,
         this.replica
       ),
       element('div', { class: 'states' }, this.state, this.remarks),
@@ -220,6 +222,8 @@ export class KernelCard {
     setText(this.title, this.page.names.title(kernel.name));
     const document = this.page.names.document(kernel.id);
     setText(this.document, document || (kernel.last_activity ? `last active ${ago(now - kernel.last_activity)}` : ''));
+    this.user.hidden = kernel.user === undefined;
+    setText(this.user, kernel.user === undefined ? '' : `started by ${kernel.user}`);
     this.replica.hidden = kernel.replica === undefined;
     setText(this.replica, owner(kernel.replica, here));
     setAttribute(this.state, 'data-state', kernel.state);
