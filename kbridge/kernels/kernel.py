@@ -43,6 +43,10 @@ class BridgeKernel(PersistentKernel):
 
     Connection files and ports are `kbridge.connect`'s, not jupyter_client's.
 
+    Attributes
+    ----------
+    encryption : str or None
+        The setting `transport_encryption` of this server.
     """
 
     @default("cache_ports")
@@ -51,7 +55,7 @@ class BridgeKernel(PersistentKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._encryption_chosen = False  # by a setting of this server
+        self.encryption: str | None = None
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
     def _ip_default(self) -> str:
@@ -94,7 +98,6 @@ class BridgeKernel(PersistentKernel):
         if options.kernel_ip:
             self.ip = options.kernel_ip
         if options.transport_encryption is not None:
-            self._encryption_chosen = True
             self._encrypt(options.transport_encryption)
 
     def _encrypt(self, policy: str) -> None:
@@ -119,15 +122,13 @@ class BridgeKernel(PersistentKernel):
                 self.kernel_id, self.kernel_spec, parent=self
             )
         queued = self.queued
-        if queued is not None and queued.remote and not self._is_encryption_set():
-            self._encrypt("preferred")  # others share the network with the kernel
-
-    def _is_encryption_set(self) -> bool:
-        """Return True if the settings say whether to encrypt."""
-        names = [kind.__name__ for kind in type(self).__mro__]
-        return self._encryption_chosen or any(
-            "transport_encryption" in self.config.get(name, {}) for name in names
-        )
+        if queued is not None and queued.remote:
+            # Also for a kernel that an earlier server has started.
+            names = [kind.__name__ for kind in type(self).__mro__]
+            if self.encryption is not None:
+                self._encrypt(self.encryption)
+            elif not any("transport_encryption" in self.config.get(name, {}) for name in names):
+                self._encrypt("preferred")  # others share the network with the kernel
 
     @property
     def metadata(self) -> Mapping[str, Any]:

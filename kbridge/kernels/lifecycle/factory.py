@@ -278,4 +278,5 @@ class KernelFactory:
             kind = self._jupyter.kernel_manager_class
             raise TraitError(f"{kind} is not a subclass of BridgeKernel")
         manager.identify(kernel_id, log_path, self._options.log_limit)
+        manager.encryption = self._options.transport_encryption
         return manager

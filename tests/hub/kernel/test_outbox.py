@@ -158,3 +158,23 @@ def test_against_a_model_nothing_is_lost_or_overtaken(steps, limit) -> None:
         assert outbox.statistics()["senders_waiting"] == 0
 
     asyncio.run(run())
+
+
+async def test_requests_of_one_type_can_be_taken_out() -> None:
+    def request(msg_type: str, channel: Channel = Channel.SHELL) -> Message:
+        return Message(channel, b'{"msg_type": "%s"}' % msg_type.encode(), b"", b"", b"x" * 30)
+
+    outbox, kernel = Outbox(150), Kernel()
+    kept = [request("complete_request"), request("execute_request", Channel.CONTROL)]
+    taken = [request("execute_request"), request("execute_request")]
+    for msg in (taken[0], *kept):
+        outbox.put(msg)
+    waiter = outbox.put(taken[1])
+    assert waiter is not None
+    assert outbox.take(Channel.SHELL, "execute_request") == taken
+    assert outbox.nbytes == sum(msg.nbytes for msg in kept)
+    await asyncio.wait_for(waiter, TIMEOUT)
+    assert outbox.take(Channel.SHELL, "execute_request") == []
+    kernel.read(outbox)
+    kernel.read(outbox, Channel.CONTROL)
+    assert kernel.got == kept

@@ -808,6 +808,17 @@ async def test_a_kernel_that_left_the_queue_is_adopted_like_others(lives, queued
     assert second.model(kernel_id)["reason"] == "job 2 waits: Submitted"
 
 
+async def test_an_adopted_kernel_is_restarted_with_the_encryption_of_the_settings(lives, queued):
+    first, kernel_id = await queued_kernel(lives, queued)
+    ScriptedProvisioner.created[-1].run()
+    await until(lambda: first.model(kernel_id)["execution_state"] == "idle")
+    second = await lives.next(transport_encryption="off")
+    await second.restart_kernel(kernel_id)
+    kernel = second.get_kernel(kernel_id)
+    if kernel.has_trait("transport_encryption"):
+        assert kernel.transport_encryption == "disabled"
+
+
 @pytest.mark.parametrize("ran", [False, True], ids=["waited", "ran"])
 async def test_a_job_that_ended_while_no_server_ran_is_shown_with_its_reason(
     lives, queued, hubs, ran
