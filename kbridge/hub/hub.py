@@ -583,20 +583,28 @@ class Hub:
         self._broadcaster.connecting(connection_info)
         self._kernel.connect(connection_info)
 
-    def wait_in_queue(self, text: str, *, again: bool = False) -> None:
-        """Note why the kernel has no process yet, and tell the clients if that is new, or `again`.
+    def wait_in_queue(self, text: str) -> None:
+        """Note why the kernel has no process yet, and tell the clients if that is new.
 
         Requests wait until `reconnect`, which ends this state.
         """
-        if text and (again or text != self._queue_text):
+        if text and text != self._queue_text:
             self._queue_text = text
             self.announce("starting", reason=text)
 
-    def abort_waiting(self) -> None:
-        """Answer the requests to execute code that wait for the kernel: they are not run."""
+    def abort_waiting(self, reason: str = "") -> None:
+        """Answer the requests to execute code that wait for the kernel: they are not run.
+
+        Parameters
+        ----------
+        reason : str
+            A line for the output of each cell; by default none.
+        """
         notices, broadcaster = self.notices, self._broadcaster
         waiting = self._kernel.take_waiting()
         for msg, client in waiting:
+            if reason:
+                broadcaster.on_notice(notices.ended(reason, msg.header))
             aborted = {"status": "aborted", "execution_count": None}
             reply = notices.reply(msg.header, aborted)
             broadcaster.on_reply(reply, client, self._clock.monotonic())
@@ -624,6 +632,7 @@ class Hub:
         reason : str
             Why the process has ended, for the clients.
         """
+        self._queue_text = ""
         self._restarts["requested" if asked else "automatic"] += 1
         waiting = await self._kernel.restarting(keep=keep)
         self._explain_end(reason)
@@ -639,12 +648,11 @@ class Hub:
             Why it has ended; it is also written to the output of the cell that was running.
         """
         self._deaths += 1
-        self._queue_text = ""
         self._kernel.drain()
+        if self._queue_text:
+            self.abort_waiting(reason)
+        self._queue_text = ""
         self._explain_end(reason)
-        if reason:  # requests that wait will not run
-            for msg, _ in self._kernel.take_waiting():
-                self._broadcaster.on_notice(self.notices.ended(reason, msg.header))
         self._kernel.dead()
         self._broadcaster.forget_requests()
         self.announce("dead", reason=reason)

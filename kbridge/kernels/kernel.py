@@ -25,7 +25,7 @@ from traitlets import default
 from kbridge.connect import ipc
 from kbridge.connect.files import port_names
 from kbridge.connect.ports import LocalPortCache
-from kbridge.errors import KernelError, KernelStartError
+from kbridge.errors import ClientError, KernelError, KernelStartError
 from kbridge.kernels.lifecycle.environment import innermost_directory
 from kbridge.kernels.lifecycle.kernel_log import KernelLog
 from kbridge.kernels.lifecycle.process_exit import exit_checks
@@ -190,6 +190,8 @@ class BridgeKernel(PersistentKernel):
                 except KernelError:
                     await self.stop(now=True)
                     raise
+        except ClientError:  # a request that the provisioner refuses
+            raise
         except Exception as error:  # provisioners are third parties
             by = "" if self.starts_here else f" by its provisioner {self.provisioner_name}"
             reason = f"Kernel {self.kernel_name} could not be started{by}: {error}"
@@ -282,7 +284,7 @@ class BridgeKernel(PersistentKernel):
         except KernelStartError:
             raise
         except Exception as error:  # provisioners are third parties
-            await self.kill()  # it may run, and nobody would reach it
+            await self.kill_quietly()  # it may run, and nobody would reach it
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         await self.ask_provisioner()
@@ -300,15 +302,15 @@ class BridgeKernel(PersistentKernel):
             If the provisioner fails; the process may then still run.
         """
         try:
-            if self.queued is not None and (self.waiting or not any(self.ports)):
-                # It has no address, so it cannot be asked to end.
-                if await self.is_alive():
+            # A process that has ended, or has no address yet, cannot be sent a shutdown request.
+            alive = await self.is_alive()
+            unreachable = self.waiting or not any(self.ports)
+            if self.queued is not None and (unreachable or not alive):
+                if alive:
                     await self.queued.kill(restart=restart)
                 await self.cleanup_resources(restart=restart)
             else:
-                # A process that has ended cannot be sent a shutdown request.
-                now = now or not await self.is_alive()
-                await self.shutdown_kernel(now=now, restart=restart)
+                await self.shutdown_kernel(now=now or not alive, restart=restart)
             if not restart:
                 self._return_ports()
         except Exception as error:  # provisioners are third parties
@@ -341,6 +343,20 @@ class BridgeKernel(PersistentKernel):
             await self.provisioner.kill()
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {self.kernel_id} could not be killed: {error}") from error
+
+    async def kill_quietly(self) -> None:
+        """End the process without asking or waiting; log an error if the provisioner cannot."""
+        try:
+            await self.kill()
+        except KernelError as error:
+            self.log.error("%s", error)
+
+    async def _async_interrupt_kernel(self) -> None:
+        # Called before a shutdown, which a failed interrupt must not prevent.
+        try:
+            await super()._async_interrupt_kernel()
+        except Exception as error:  # noqa: BLE001 - provisioners are third parties
+            self.log.debug("Kernel %s was not interrupted: %s", self.kernel_id, error)
 
     async def signal_interrupt(self) -> None:
         """Send SIGINT to the kernel and what it runs.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Final
 
-from kbridge.errors import KernelError, KernelStartError
+from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.hub.context import Log
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.tasks import stop
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kbridge.hub.hub import Hub
 
 __all__ = ["JobWait"]
+
+_AGAIN: Final = 1.0  # seconds
 
 
 class JobWait:
@@ -35,6 +38,8 @@ class JobWait:
         Called when the hub was connected to the kernel, to record the connection.
     log : logging.Logger or adapter
         The logger.
+    descriptors : callable
+        Reserves the file descriptors of one kernel; see `StartLimits.descriptors`.
     prepare : callable, optional
         Runs the seed notebook then, before the requests of clients are sent.
     """
@@ -45,12 +50,14 @@ class JobWait:
         hub: Hub,
         on_running: Callable[[], None],
         log: Log,
+        descriptors: Callable[[], AbstractContextManager[None]],
         prepare: Callable[[Hub], Awaitable[None]] | None = None,
     ) -> None:
         self._manager = manager
         self._hub = hub
         self._on_running = on_running
         self._log = log
+        self._descriptors = descriptors
         self._prepare = prepare
         self._logged = ""
         manager.observe_queue(self._on_change)
@@ -97,9 +104,9 @@ class JobWait:
         finally:
             manager.observe_queue(None)
         try:
-            hub.reconnect(manager.get_connection_info())
+            await self._connect()
         except (ValueError, TypeError, KernelError) as error:
-            await manager.kill()
+            await manager.kill_quietly()
             raise KernelStartError(f"The kernel cannot be reached: {error}") from error
         hub.activity.touch(time.time())  # the time in the queue is not idle time
         self._log.info("Kernel %s runs now", manager.kernel_id)
@@ -107,12 +114,27 @@ class JobWait:
         if self._prepare is not None:
             await self._run_seed(hub, self._prepare)
 
+    async def _connect(self) -> None:
+        """Connect the hub, as soon as there are file descriptors for it."""
+        told = False
+        while True:
+            try:
+                with self._descriptors():
+                    self._hub.reconnect(self._manager.get_connection_info())
+            except Busy as error:
+                if not told:
+                    self._log.error("Kernel %s runs: %s", self._manager.kernel_id, error)
+                told = True
+                await asyncio.sleep(_AGAIN)
+            else:
+                return
+
     async def _run_seed(self, hub: Hub, prepare: Callable[[Hub], Awaitable[None]]) -> None:
         hub.reserve()
         try:
             await prepare(hub)
         except KernelError as error:
-            await self._manager.kill()
+            await self._manager.kill_quietly()
             if isinstance(error, KernelStartError):
                 raise
             raise KernelStartError(error.reason) from error

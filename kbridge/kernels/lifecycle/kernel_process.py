@@ -19,7 +19,6 @@ import re
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,8 +116,8 @@ class KernelProcess:
 
     @property
     def waiting(self) -> bool:
-        """True while the kernel waits in a queue, or its address has just become known."""
-        return self._job is not None and not self._job.over
+        """True while the kernel waits in a queue."""
+        return self._job is not None and not self._job.over and self.manager.waiting
 
     @property
     def reason(self) -> str:
@@ -198,7 +197,7 @@ class KernelProcess:
         """
         with self._limits.counts.start(str(self.manager.kernel_name)) as start:
             hub = await self._start(launch)
-            start.measured = not self.waiting
+            start.measured = self._job is None or self._job.over
         if launch.seed is not None and self.manager.queued is None:
             await self._while_alive(self._run_seed(hub, launch.seed))
 
@@ -248,24 +247,30 @@ class KernelProcess:
         if self._closing:
             raise Busy("The server is shutting down")
         if self.manager.queued is not None:
-            return await self._wait_up(self._wait_for_job(seed))
+            self.manager.seed_cells = () if seed is None else seed.cells
+            return await self._wait_up(self._wait_for_job())
         hub = self.hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
         self.record()
         return await self._wait_up(hub)
 
-    def _wait_for_job(self, seed: Seed | None = None) -> Hub:
+    def _wait_for_job(self) -> Hub:
         """Wait in the background until a kernel that was submitted runs; return its hub."""
         hub = self.hub
         if hub is None or hub.closed:
             hub = self.hub = self._hubs.open(self.kernel_id, None)
         # Before the wait: the next server must know of the job.
         self.record()
-        prepare = None if seed is None else partial(self._run_seed_in_job, seed)
-        self._job = JobWait(self.manager, hub, self.record, self._log, prepare)
+        prepare = self._run_seed_in_job if self.manager.seed_cells else None
+        self._job = JobWait(
+            self.manager, hub, self.record, self._log, self._limits.descriptors, prepare
+        )
         return hub
 
-    async def _run_seed_in_job(self, seed: Seed, hub: Hub) -> None:
+    async def _run_seed_in_job(self, hub: Hub) -> None:
+        seed = Seed(str(self.manager.kernel_name), self.manager.seed_cells)
         await self._while_alive(self._run_seed(hub, seed))
+        self.manager.seed_cells = ()
+        self.record()
 
     async def leave_queue(self) -> bool:
         """Wait until the kernel has left the queue, if it is in one.
@@ -335,10 +340,10 @@ class KernelProcess:
             If this server may not act for the kernel any longer.
         """
         try:
-            if self.waiting and self.hub is not None and await self.manager.is_alive():
-                hub = self.hub
-                await hub.restarting(asked=True)
-                hub.wait_in_queue(self.manager.queue_text, again=True)
+            await self._stop_job()  # from now on, the kernel does not leave the queue unnoticed
+            if self.manager.waiting and self.hub is not None and await self.manager.is_alive():
+                await self.hub.restarting(asked=True)
+                hub = self._wait_for_job()
             else:
                 hub = await self._cycle(now=now, new_ports=False, requested=True)
             await self._wait_up(hub)
@@ -460,20 +465,44 @@ class KernelProcess:
         KernelError
             If the provisioner cannot end the process. The rest is done nevertheless.
         """
+        # The next server tries again to end a job that its scheduler does not end now.
+        ended = self.manager.queued is None
         try:
             await self._stop_job()
             await self.manager.stop(now=now)
+            ended = True
         except BaseException:
             # Also if the caller was cancelled: no process and no key outlives its kernel.
             with suppress(KernelError, TimeoutError):
                 async with asyncio.timeout(_KILL_TIMEOUT):
                     await self.manager.stop(now=True)
+                    ended = True
             raise
         finally:
             try:
                 await self._hubs.close(self.kernel_id)
             finally:
-                self._writer.drop_kernel(self.kernel_id)
+                if ended:
+                    self._writer.drop_kernel(self.kernel_id)
+
+    async def end_job(self, *, now: bool) -> None:
+        """End the job of a kernel, if a scheduler has one; if that fails, the kernel goes on.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot end the job.
+        """
+        if self.manager.queued is None:
+            return
+        await self._stop_job()
+        async with self._limits.remote_ends:
+            try:
+                await self.manager.stop(now=now)
+            except KernelError:
+                if self.manager.waiting and not self._limits.closed:
+                    self._wait_for_job()
+                raise
 
     async def kill(self) -> None:
         """Kill the process without waiting, even while another task holds `lock`.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
@@ -133,5 +134,6 @@ class QueuedProvisioner(KernelProvisionerBase):
         try:
             return await self.wait_running()
         except BaseException:
-            await self.kill()
+            with suppress(Exception):  # above all, it must not hide a cancellation
+                await self.kill()
             raise

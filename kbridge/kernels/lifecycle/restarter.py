@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
-from kbridge.errors import Busy, KernelError, KernelStartError
+from kbridge.errors import Busy, KbridgeError, KernelError
 from kbridge.kernels.lifecycle.kernel_process import KernelProcess
 from kbridge.kernels.tasks import spawn, stop
 
@@ -100,7 +100,7 @@ class Restarter:
             try:
                 if await self._process.leave_queue():
                     self._policy.restarted(time.monotonic())
-            except KernelStartError as error:
+            except KbridgeError as error:
                 await self._wait_for_lease()
                 if not self._process.closing:
                     self._process.mark_dead(error.reason)

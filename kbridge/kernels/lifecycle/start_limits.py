@@ -20,6 +20,7 @@ from kbridge.kernels.lifecycle.start_counts import StartCounts
 
 __all__ = ["StartLimits", "check_user"]
 
+_REMOTE_ENDS: Final = 8
 _RESTARTING: Final = "The server is about to be restarted; try again in a few seconds"
 
 # True within a request that is counted, also in the tasks that it makes: it may start a kernel
@@ -76,6 +77,7 @@ class StartLimits:
         self._per_user = per_user
         self._admitted_of: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(concurrent)
+        self._remote_ends = asyncio.Semaphore(_REMOTE_ENDS)
         self._budget = KernelBudget()
         self._admitted = 0
         self._none_admitted = asyncio.Event()
@@ -193,6 +195,11 @@ class StartLimits:
         a kernel, and other starts must not wait for that.
         """
         return self._slots if local else nullcontext()
+
+    @property
+    def remote_ends(self) -> asyncio.Semaphore:
+        """Held while the job of a kernel is ended: a scheduler is asked for a few at a time."""
+        return self._remote_ends
 
     def descriptors(self) -> AbstractContextManager[None]:
         """Reserve the file descriptors of one kernel; see `KernelBudget.start`."""

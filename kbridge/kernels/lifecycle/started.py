@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kbridge.errors import Busy, KernelNotFound, KernelStartError
+from kbridge.errors import Busy, KernelError, KernelNotFound, KernelStartError
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.interface import Kernel
@@ -292,6 +292,15 @@ class StartedKernel(Kernel):
                 raise
             if self.process.abandoned:
                 return
+            await self._stop_restarter()
+            try:
+                await self.process.end_job(now=now)
+            except KernelError:
+                # Its job may run on: a client can try again, and so does the next server.
+                if not self._services.limits.closed:
+                    self.process.allow_restarts()
+                    self._watch_process()
+                raise
             await self.discard(keep_log=self.failed, now=now)
         log = kernel_log(self._services.log, self.kernel_id)
         log.info("Kernel shut down: %s", self.kernel_id)

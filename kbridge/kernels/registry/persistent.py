@@ -65,6 +65,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         The name of the user who started the kernel; empty for the operator.
     identities : list of bytes
         The ZeroMQ identities of the kernel's hub and of earlier hubs, newest last.
+    seed_cells : tuple of str
+        The cells of the seed notebook that have to run when the kernel leaves a queue.
     output : KernelLog
         The output of the kernel on stdout and stderr.
     """
@@ -81,6 +83,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self.pool_fingerprint = ""
         self.user = ""
         self.identities: list[bytes] = []
+        self.seed_cells: tuple[str, ...] = ()
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
 
@@ -161,6 +164,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             "launch": self._recorded_launch(),
             "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
         }
+        if self.seed_cells:
+            details["seed"] = list(self.seed_cells)
         if self.waiting:
             details["waiting"] = True
         elif self._provisioner_info is not None:
@@ -266,6 +271,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         old = [details["identity"]] if "identity" in details else []
         self.identities = details.get("identities") or old
         self.pool_fingerprint = details["ahead"]
+        self.seed_cells = tuple(details.get("seed") or ())
         self.connection_file = details["connection_file"]
         self._connection_file_written = True
         self._ipc_files_ours = True

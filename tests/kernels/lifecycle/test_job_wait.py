@@ -10,8 +10,15 @@ from typing import Any
 import nbformat
 import pytest
 
-from kbridge.errors import KernelLimitReached, KernelNotFound, KernelStartError
+from kbridge.errors import (
+    InvalidRequest,
+    KernelError,
+    KernelLimitReached,
+    KernelNotFound,
+    KernelStartError,
+)
 from kbridge.hub import Hub
+from kbridge.kernels.lifecycle import descriptors, job_wait
 from kbridge.kernels.lifecycle.queued import JobEnd
 from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
@@ -156,6 +163,7 @@ async def test_a_job_that_ends_in_the_queue_leaves_a_dead_kernel_with_the_reason
     assert manager.model(kernel_id)["reason"] == "job 1 ended: CANCELLED"
     assert client.statuses[-1] == ("dead", "job 1 ended: CANCELLED")
     assert "job 1 ended: CANCELLED" in client.output_of("a")
+    assert client.reply_to("a") == {"status": "aborted", "execution_count": None}
 
 
 async def test_a_dead_kernel_can_be_restarted_with_another_job(waiting, hubs):
@@ -323,6 +331,123 @@ async def test_the_seed_runs_before_the_requests_that_waited(make_manager, queue
     requests = hubs.kernel(kernel_id).requests
     assert [content["code"] for _, content, _ in requests] == ["seeded = 1", "a cell"]
     await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
+
+
+async def test_a_restart_while_the_seed_runs_begins_again(make_manager, queued, hubs, seed):
+    hubs.reply = lambda *_: None  # the seed goes on
+    manager = make_manager(queue_grace=0.0, seed_uri=seed)
+    kernel_id = await manager.start_kernel(queued())
+    provisioner().run()
+    kernel = hubs.kernel(kernel_id)
+    await until(lambda: kernel.requests)
+    assert manager.model(kernel_id)["execution_state"] != "dead"
+    await manager.interrupt_kernel(kernel_id)
+    assert provisioner().current.signals, "the seed is interrupted like any code"
+    kernel.reply = lambda *_: {"status": "ok"}
+    await manager.restart_kernel(kernel_id)
+    assert ScriptedProvisioner.jobs[1].end
+    provisioner().run(6000)
+    client = Client(hubs[kernel_id])
+    client.send("execute_request", "a", {"code": "a cell"})
+    await until(lambda: client.reply_to("a"))
+    assert [content["code"] for _, content, _ in kernel.requests] == [
+        *("seeded = 1", "seeded = 1", "a cell")
+    ]
+
+
+async def test_a_restart_when_the_kernel_leaves_the_queue_replaces_it(waiting, hubs, monkeypatch):
+    manager, kernel_id = waiting
+    ask = ScriptedProvisioner.poll
+
+    async def poll(self):
+        self.run(6000)  # while the restart asks whether the job waits
+        await asyncio.sleep(0.01)
+        return await ask(self)
+
+    monkeypatch.setattr(ScriptedProvisioner, "poll", poll)
+    await manager.restart_kernel(kernel_id)
+    monkeypatch.setattr(ScriptedProvisioner, "poll", ask)
+    if provisioner().waiting:
+        provisioner().run(7000)
+    client = Client(hubs[kernel_id])
+    client.send("execute_request", "a")
+    await until(lambda: client.reply_to("a"))
+    assert manager.model(kernel_id)["execution_state"] == "idle"
+
+
+class SchedulerIsDownError(Exception):
+    pass
+
+
+@pytest.fixture
+def down(monkeypatch):
+    """Let the scheduler answer no request, until `undo`."""
+
+    async def fail(self, *_: Any, **__: Any) -> None:
+        raise SchedulerIsDownError("the scheduler does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedProvisioner, "kill", fail)
+        patch.setattr(ScriptedProvisioner, "send_signal", fail)
+        yield patch
+
+
+async def test_a_kernel_whose_job_cannot_be_ended_stays(waiting, hubs, down):
+    manager, kernel_id = waiting
+    with pytest.raises(KernelError, match="does not answer"):
+        await manager.shutdown_kernel(kernel_id)
+    assert manager.model(kernel_id)["reason"] == "job 1 waits: Submitted"
+    down.undo()
+    provisioner().run()
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
+    await manager.shutdown_kernel(kernel_id)
+    assert provisioner().current.end
+
+
+async def test_a_kernel_that_cannot_be_interrupted_can_be_shut_down(waiting, hubs, down):
+    manager, kernel_id = waiting
+    provisioner().run()
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
+    ends = []
+    down.setattr(ScriptedProvisioner, "shutdown_requested", None)
+
+    async def requested(self, restart=False):
+        ends.append(restart)
+        self.end("ended by the server")
+
+    down.setattr(ScriptedProvisioner, "shutdown_requested", requested)
+    await manager.shutdown_kernel(kernel_id)
+    assert ends == [False]
+
+
+async def test_a_kernel_that_is_not_reached_is_dead_although_its_job_cannot_be_ended(waiting, down):
+    manager, kernel_id = waiting
+    provisioner().run_as({"transport": "tcp", "ip": "127.0.0.1", "shell_port": "none"})
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "dead")
+    down.undo()
+
+
+async def test_a_kernel_without_descriptors_is_connected_to_later(waiting, hubs, monkeypatch):
+    manager, kernel_id = waiting
+    monkeypatch.setattr(job_wait, "_AGAIN", 0.01)
+    monkeypatch.setattr(descriptors, "free_descriptors", lambda **_: 0)
+    provisioner().run()
+    await until(lambda: not provisioner().waiting)
+    await asyncio.sleep(0.03)
+    assert not hubs.kernel(kernel_id).processes
+    monkeypatch.undo()
+    await until(lambda: manager.model(kernel_id)["execution_state"] == "idle")
+
+
+async def test_a_request_that_the_provisioner_refuses_is_a_mistake_of_the_client(
+    make_manager, queued, monkeypatch
+):
+    async def refuse(self, **kwargs: Any) -> None:
+        raise InvalidRequest("KERNEL_SLURM_TIME is not allowed")
+
+    monkeypatch.setattr(ScriptedProvisioner, "pre_launch", refuse)
+    with pytest.raises(InvalidRequest, match="not allowed"):
+        await make_manager().start_kernel(queued())
 
 
 async def test_a_seed_that_fails_ends_the_job(make_manager, queued, hubs, seed):

@@ -13,6 +13,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -806,6 +807,18 @@ async def test_a_kernel_that_left_the_queue_is_adopted_like_others(lives, queued
     await until(lambda: second.model(kernel_id)["execution_state"] == "idle")
     await second.restart_kernel(kernel_id)
     assert second.model(kernel_id)["reason"] == "job 2 waits: Submitted"
+
+
+async def test_a_kernel_that_waited_is_seeded_by_the_next_server(lives, queued, hubs, tmp_path):
+    cells = [nbformat.v4.new_code_cell("seeded = 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "seed.ipynb")
+    _, kernel_id = await queued_kernel(lives, queued, seed_uri=str(tmp_path / "seed.ipynb"))
+    second = await lives.next()
+    ScriptedProvisioner.created[-1].run()
+    await until(lambda: second.model(kernel_id)["execution_state"] == "idle")
+    await until(lambda: hubs.kernel(kernel_id).requests)
+    assert hubs.kernel(kernel_id).requests[0][1]["code"] == "seeded = 1"
+    await until(lambda: "seed" not in decode(lives.records()[kernel_id].details))
 
 
 async def test_an_adopted_kernel_is_restarted_with_the_encryption_of_the_settings(lives, queued):
