@@ -11,10 +11,11 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_core.paths import jupyter_path
 
 from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
+from kbridge.kernels.lifecycle.provisioners import LOCAL, provisioner_name
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.specs import Specs
 
-__all__ = ["check_settings"]
+__all__ = ["check_settings", "warn_of_shared_account"]
 
 _CLASS = "BridgeKernelManager"
 
@@ -66,6 +67,21 @@ async def check_settings(kernels: BridgeKernelManager, *, starts_kernels: bool =
             "There is no kernelspec at all, so no kernel can be started: install a kernel where"
             " this server runs (pip install ipykernel), or see `jupyter kernelspec list` and"
             " JUPYTER_PATH"
+        )
+
+
+async def warn_of_shared_account(kernels: BridgeKernelManager) -> None:
+    """Log a warning if the kernels of all users would run as the account of this server."""
+    here = []
+    for name, info in (await kernels.specs.get_all_specs()).items():
+        metadata = info.get("spec", {}).get("metadata") or {}
+        if provisioner_name(metadata, kernels) == LOCAL:
+            here.append(name)
+    if here:
+        kernels.log.warning(
+            "Users are not protected from the code of other users in kernels that run as the"
+            " account of this server: %s. See docs/jupyterhub.md",
+            _listing(sorted(here)),
         )
 
 

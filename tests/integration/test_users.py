@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 
 import kbridge.client
 from kbridge.kernels.users import User
+from kbridge.server.auth.jupyterhub import HubConfig
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.server import Server
 from tests.support.fake_hub import FakeHub
@@ -93,7 +94,9 @@ class Site:
 
 
 @asynccontextmanager
-async def running(home: Path, **settings: Any) -> AsyncIterator[Site]:
+async def running(
+    home: Path, jupyterhub: HubConfig | None = None, **settings: Any
+) -> AsyncIterator[Site]:
     require("ipykernel")
     app = KbridgeApp(
         log=logging.getLogger("kbridge.test.users"),
@@ -104,7 +107,10 @@ async def running(home: Path, **settings: Any) -> AsyncIterator[Site]:
     )
     table = Table()
     config = app.configuration()
-    config = replace(config, auth=replace(config.auth, resolver=table))
+    if jupyterhub is None:
+        config = replace(config, auth=replace(config.auth, resolver=table))
+    else:
+        config = replace(config, jupyterhub=jupyterhub)
     server = Server(config, app.log)
     kernels = await server.open()
     server.accept()
@@ -335,6 +341,32 @@ async def test_a_replica_finishes_a_login_that_another_one_has_begun(lab: list[P
     # A link with the token of somebody else logs no browser in.
     assert (await get(one, "?token=carol's")).code == 302
     assert (await get(one, "login?token=carol's")).headers["Location"].startswith("/hub/")
+
+
+async def test_without_jupyterhub_known_users_go_on_and_others_are_told(tmp_path: Path) -> None:
+    require("jupyterhub")
+    hub = FakeHub()
+    config = replace(hub.config, fresh=0.0)  # each request asks
+    async with running(tmp_path, jupyterhub=config) as site:
+
+        async def get(token: str, path: str, accept: str = "*/*") -> HTTPResponse:
+            return await site.client.fetch(
+                site.server.url + path,
+                headers={"Authorization": f"token {token}", "Accept": accept},
+                raise_error=False,
+            )
+
+        assert (await get("alice's", "api/kernels")).code == 200
+        await hub.aclose()
+        for _ in range(2):
+            assert (await get("alice's", "api/kernels")).code == 200
+        refused = await get("carol's", "api/kernels")
+        assert (refused.code, refused.headers["Retry-After"]) == (503, "5")
+        assert "JupyterHub cannot be asked who you are" in json.loads(refused.body)["message"]
+        page = await get("carol's", "", "text/html")
+        assert (page.code, page.headers["Retry-After"]) == (503, "5")
+        assert b"<p>JupyterHub cannot be asked who you are" in page.body
+        assert (await get(TOKEN, "api/kernels")).code == 200
 
 
 async def test_kernels_know_their_user_and_users_outlive_the_server(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
-from kbridge.kernels.startup_checks import check_settings
+from kbridge.kernels.startup_checks import check_settings, warn_of_shared_account
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,13 @@ async def test_kernelspecs_of_another_class_count(make_manager):
     await check_settings(make_manager(pool={"env-a": 1}, **traits))
     with pytest.raises(KernelspecNotFound, match="did you mean 'env-a'"):
         await check_settings(make_manager(pool={"env-b": 1}, **traits))
+
+
+async def test_kernels_of_all_users_in_one_account_are_named(make_manager, spec, caplog):
+    away = {"kernel_provisioner": {"provisioner_name": "slurm-provisioner"}}
+    spec("away", metadata=away)
+    await warn_of_shared_account(make_manager())
+    assert "account of this server" not in caplog.text
+    spec("here")
+    await warn_of_shared_account(make_manager())
+    assert "account of this server: here. See" in caplog.text

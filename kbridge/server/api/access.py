@@ -100,14 +100,14 @@ class ErrorsMixin(web.RequestHandler):
             message = str(error)
         elif error is not None:
             message = "Unhandled error; the server's log says more"
-        self.set_allow_header(status_code)
-        if status_code == 503:
-            self.set_header("Retry-After", _RETRY_AFTER)
+        self.set_error_headers(status_code)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
 
-    def set_allow_header(self, status_code: int) -> None:
-        """Name the methods of this resource if the reply is 405."""
+    def set_error_headers(self, status_code: int) -> None:
+        """Say when to try again if the reply is 503; name the methods of this resource if 405."""
+        if status_code == 503:
+            self.set_header("Retry-After", _RETRY_AFTER)
         if status_code == 405:
             unset = web.RequestHandler.get  # the default of every method
             cls = type(self)

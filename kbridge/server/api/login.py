@@ -65,7 +65,7 @@ class HtmlHandler(AccessMixin):
             return
         known = isinstance(error, KbridgeError)
         reason = error.reason if known else responses.get(status_code, "Unknown")
-        self.set_allow_header(status_code)
+        self.set_error_headers(status_code)
         self.show(f"<p>{html.escape(reason)}</p>")
 
     def set_login_cookie(self) -> None:

@@ -255,6 +255,6 @@ class JupyterHub:
             reason = error.log_message or reason
         if isinstance(error, TimeoutError):
             reason = f"no answer within {_SECONDS:g} s"
-        return UsersUnavailable(
-            f"JupyterHub at {self.config.api_url} cannot be asked who you are: {reason}"
-        )
+        app_log.warning("JupyterHub at %s cannot be used: %s", self.config.api_url, reason)
+        # Clients that nobody knows read this.
+        return UsersUnavailable("JupyterHub cannot be asked who you are; try again later")

@@ -151,6 +151,10 @@ class _Run:
         self._hooks.listening(self.server.url)
         await kernels.open()
         await self.server.preload()
+        if self.server.config.jupyterhub is not None:
+            from kbridge.kernels.startup_checks import warn_of_shared_account
+
+            await warn_of_shared_account(kernels)
 
     async def follow_requests(self) -> None:
         """Shut down when a client asks for it."""
@@ -240,4 +244,6 @@ def _announce(server: Server, log: logging.Logger) -> None:
         ends = server.config.shutdown_kernels_on_exit
         kernels = " and its kernels" if ends else "; kernels keep running"
         say(f"Press Ctrl-C to stop it{kernels}.\n")
+    if (hub := server.config.jupyterhub) is not None:
+        log.info("users of JupyterHub (%s) have their own kernels", hub.api_url)
     log.info("the functions of the hot path are %s", speedups.used)
