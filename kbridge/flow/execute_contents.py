@@ -134,7 +134,8 @@ def _string(content: bytes, key: bytes) -> str:
 
 def _members(content: bytes) -> dict[str, Any]:
     try:
-        whole = json.loads(content)
+        # Given bytes, `loads` would first find out whether they are UTF-16.
+        whole = json.loads(content.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return {}
     return whole if isinstance(whole, dict) else {}

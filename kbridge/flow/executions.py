@@ -7,7 +7,7 @@ from typing import Final
 
 from kbridge.flow.activity import shell_of
 from kbridge.flow.execute_contents import cell_of, code_size
-from kbridge.flow.execution import RUNNING, Execution
+from kbridge.flow.execution import FINISHED, RUNNING, Execution
 from kbridge.flow.journal import EVERYONE
 from kbridge.wire.message import Message, scan
 
@@ -166,7 +166,8 @@ class Executions:
             return []
         if self.following:
             self._finish_followed(execution, now)
-        self._note(execution)
+        if execution.state != state or msg_type == "status":
+            self._note(execution)
         if execution.state == RUNNING != state and self._replied:
             return [execution, *self._end_replied(execution, end, now)]
         return [execution]
@@ -258,12 +259,12 @@ class Executions:
 
     def _note(self, execution: Execution) -> None:
         """Note the present state of an execution that has changed."""
-        msg_id = execution.msg_id
-        if execution.finished:
+        msg_id, state = execution.msg_id, execution.state
+        if state in FINISHED:
             self._finished[msg_id] = None
         else:
             self._finished.pop(msg_id, None)
-        if execution.state == RUNNING:
+        if state == RUNNING:
             self._running[msg_id] = execution
         else:
             self._running.pop(msg_id, None)

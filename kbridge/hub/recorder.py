@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.flow.execution import Execution
 from kbridge.flow.input_requests import InputRequest
@@ -42,6 +43,7 @@ class Recorder:
     def __init__(self, history: History, lives: Lives, executions: Iterable[Execution]) -> None:
         self._history = history
         self._ended: dict[str, Execution] = {}  # their ends may not be on disk yet
+        self._unwritten: set[str] = set()  # ids of those whose present state is not written yet
         self._inputs: dict[str, object] = {}  # client, number and readers, as recorded
         # As recorded, by number of the session; -1 if that is not known.
         self._places: dict[int, int | None] = {}
@@ -112,6 +114,7 @@ class Recorder:
         """Write the places that have changed, and hold no memory; may be called twice."""
         self.write_places()
         self._ended.clear()
+        self._unwritten.clear()
         self._places.clear()
 
     # -- requests ---------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class Recorder:
         stay until the next bridge reads it, unless they are large; `settled` tells that bridge so.
         """
         self._write(execution)
-        if execution.over and execution.header:
+        if execution.header and execution.over:
             self._settle()
             self._ended[execution.msg_id] = execution
 
@@ -148,10 +151,19 @@ class Recorder:
     def forget_execution(self, msg_id: str) -> None:
         """Remove a request to execute code."""
         self._ended.pop(msg_id, None)
+        self._unwritten.discard(msg_id)
         self._history.record(f"execution/{msg_id}", None)
 
     def _write(self, execution: Execution) -> None:
-        self._history.record(f"execution/{execution.msg_id}", execution.entry)
+        msg_id = execution.msg_id
+        if msg_id not in self._unwritten:  # a cell changes several times between two writes
+            self._unwritten.add(msg_id)
+            self._history.record(f"execution/{msg_id}", partial(self._entry, execution))
+
+    def _entry(self, execution: Execution) -> dict[str, Any]:
+        """Return the state of an execution, which is being written."""
+        self._unwritten.discard(execution.msg_id)
+        return execution.entry()
 
     def inputs(self, waiting: Mapping[str, InputRequest]) -> None:
         """Take the input requests without an answer, by id, after each change."""

@@ -74,7 +74,7 @@ class StateLog:
 
     def __init__(self, records: dict[str, object] | None) -> None:
         lines = (records or {}).items()
-        self._lines = {key: _line({"k": key, "v": value}) for key, value in lines}
+        self._lines = {key: _line(key, value) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
         # Values without a line yet. Of several values between two writes, only the last gets one.
         self._new: dict[str, Value] = {}
@@ -137,7 +137,7 @@ class StateLog:
             self._size = len(whole)
         else:
             values = b"".join([self._lines[key] for key in self._changed])
-        removals = b"".join(_line({"k": key}) for key in removed)
+        removals = b"".join(map(_removal, removed))
         changes = StateChanges(whole, self._size, values, removals, removed)
         for key, (line, _) in removed.items():
             del self._lines[key], self._removed[key]
@@ -149,7 +149,7 @@ class StateLog:
 
     def _encode(self) -> None:
         for key, value in self._new.items():
-            line = _line({"k": key, "v": value() if callable(value) else value})
+            line = _line(key, value() if callable(value) else value)
             self._live += len(line) - len(self._lines.get(key, b""))
             self._lines[key] = line
             self._changed[key] = None
@@ -183,6 +183,13 @@ def parse(data: bytes) -> dict[str, object]:
     return records
 
 
-def _line(entry: dict[str, object]) -> bytes:
-    text = _to_json(entry).encode()
-    return b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)
+def _line(key: str, value: object) -> bytes:
+    return _checked(f'{{"k":{_to_json(key)},"v":{_to_json(value)}}}'.encode())
+
+
+def _removal(key: str) -> bytes:
+    return _checked(f'{{"k":{_to_json(key)}}}'.encode())
+
+
+def _checked(entry: bytes) -> bytes:
+    return b"%b %b\n" % (xxh3_64_hexdigest(entry).encode(), entry)

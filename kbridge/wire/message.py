@@ -82,13 +82,11 @@ class Message(NamedTuple):
     @property
     def nbytes(self) -> int:
         """The total size of all parts in bytes."""
-        return (
-            len(self.header)
-            + len(self.parent_header)
-            + len(self.metadata)
-            + len(self.content)
-            + sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in self.buffers)
-        )
+        _, header, parent, metadata, content, buffers = self
+        size = len(header) + len(parent) + len(metadata) + len(content)
+        for buffer in buffers:
+            size += buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+        return size
 
 
 # The two ways in which JSON writers put a key before a string. `json` and most others write the
@@ -122,13 +120,12 @@ def scan(raw: bytes, name: str) -> str:
         object or is too large to parse. A `msg_id` of another type is returned as JSON, because
         kernels send it back and replies are routed by it.
     """
-    spaced, compact, bare = _KEYS[name]
-    start = raw.find(spaced)
-    key = spaced
+    key, compact, bare = _KEYS[name]
+    start = raw.find(key)
     if start < 0:
-        start = raw.find(compact)
         key = compact
-    if start >= 0 and raw.find(b"\\") < 0 and raw.find(b"{", 1) < 0:
+        start = raw.find(key)
+    if start >= 0 and b"\\" not in raw and raw.rfind(b"{") <= 0:
         start += len(key)
         end = raw.find(b'"', start)
         if end > 0 and raw.find(bare, end) < 0:

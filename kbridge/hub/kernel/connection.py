@@ -467,7 +467,7 @@ class KernelConnection:
     def _on_reply(self, msg: Message, now: float, wall: float) -> None:
         """Deliver a message on shell, control or stdin."""
         if msg.channel is not Channel.STDIN:
-            msg_type = msg.msg_type
+            msg_type, _ = type_and_key(msg.header)
             self.activity.replied(msg, msg_type, wall)
             if msg_type == "execute_reply" and msg.channel is Channel.SHELL:
                 wanted = self._requests.replied(msg, now)
