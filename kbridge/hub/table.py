@@ -191,17 +191,19 @@ class HubTable:
         former : sequence of bytes
             Identities of earlier bridges, to which an adopted kernel may owe replies.
         adopted : bool
-            True if the kernel ran before this bridge did.
+            True if an earlier bridge served the kernel. A kernel that waits in a queue has no
+            connection info by which its files could be known; only with `adopted` it goes on with
+            those of its id.
         """
         hub = self._hubs.get(kernel_id)
         if hub is None:
             store = self._store
             known = False  # files that an earlier bridge left
             if store is not None and (found := store.history(kernel_id).recovered) is not None:
-                # A kernel that waits has no connection info that could differ.
-                known = connection_info is None or not is_of_another_kernel(
-                    found.records, connection_info
-                )
+                if connection_info is None:
+                    known = adopted
+                else:
+                    known = not is_of_another_kernel(found.records, connection_info)
                 if not known:
                     store.discard(kernel_id)
             from kbridge.hub.hub import Hub  # not needed until a kernel runs
@@ -309,7 +311,7 @@ class HubTable:
         """
         hub = self._followed.pop(kernel_id, None)
         if hub is None:
-            hub = self.open(kernel_id, connection_info, adopted=connection_info is not None)
+            hub = self.open(kernel_id, connection_info, adopted=True)
         self._hubs[kernel_id] = hub
         await hub.take_over(handover, joined)
         return hub

@@ -297,6 +297,16 @@ async def test_files_without_the_mark_of_their_kernel_are_not_used(tmp_path) -> 
     await table.aclose()
 
 
+async def test_only_an_adopted_kernel_that_waits_goes_on_with_files(tmp_path) -> None:
+    for adopted, frames in ((True, 1), (False, 0)):
+        table = await open_table(tmp_path)
+        table.open("a", INFO).announce("starting")
+        await table.aclose(keep=True)
+        table = await open_table(tmp_path, keep=["a"])
+        assert table.open("a", None, adopted=adopted).journal.next_seq == frames
+        await table.aclose()
+
+
 async def test_a_hub_that_cannot_be_made_leaves_no_files(tmp_path) -> None:
     table = await open_table(tmp_path)
     for _ in range(2):

@@ -105,10 +105,13 @@ class KernelInMemory:
         Those that the hub was connected to, newest last.
     requests : list of (str, dict, Channel)
         The requests to the kernel, without probes.
+    adopted : bool
+        True if the hub was opened for a kernel of an earlier server.
     """
 
-    def __init__(self, hub: Hub, reply: Reply) -> None:
+    def __init__(self, hub: Hub, reply: Reply, *, adopted: bool = False) -> None:
         self.hub = hub
+        self.adopted = adopted
         self.reply = reply
         self.processes: list[MemoryProcess] = []
         self.requests: list[tuple[str, dict[str, Any], Channel]] = []
@@ -184,7 +187,7 @@ class MemoryHubs(HubTable):
         if self.get(kernel_id) is not None:
             return super().open(kernel_id, connection_info, **how)
         hub = super().open(kernel_id, connection_info, **how)
-        kernel = KernelInMemory(hub, self.reply)
+        kernel = KernelInMemory(hub, self.reply, adopted=how.get("adopted", False))
         self.opened.append(kernel)
         new, self._new = self._new, []
         assert len(new) == (connection_info is not None)

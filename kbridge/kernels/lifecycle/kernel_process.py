@@ -229,7 +229,7 @@ class KernelProcess:
         try:
             with self._limits.descriptors():
                 if self.manager.waiting:
-                    self._wait_for_job()
+                    self._wait_for_job(adopted=True)
                     return
                 ran = any(self.manager.ports)  # else its job has ended in the queue
                 self.hub = self._hubs.open(
@@ -253,11 +253,14 @@ class KernelProcess:
         self.record()
         return await self._wait_up(hub)
 
-    def _wait_for_job(self) -> Hub:
-        """Wait in the background until a kernel that was submitted runs; return its hub."""
+    def _wait_for_job(self, *, adopted: bool = False) -> Hub:
+        """Wait in the background until a kernel that was submitted runs; return its hub.
+
+        `adopted` is True if an earlier server submitted it.
+        """
         hub = self.hub
         if hub is None or hub.closed:
-            hub = self.hub = self._hubs.open(self.kernel_id, None)
+            hub = self.hub = self._hubs.open(self.kernel_id, None, adopted=adopted)
         # Before the wait: the next server must know of the job.
         self.record()
         prepare = self._run_seed_in_job if self.manager.seed_cells else None
