@@ -84,21 +84,31 @@ class ClusterSessions:
     async def _create(self, fields: dict[str, Any], user: User) -> dict[str, Any]:
         path, name, kernel_id = fields["path"], fields.get("name"), fields.get("kernel_id")
         kernel = None if kernel_id is None else await self._kernel(kernel_id)
-        started = kernel is None or not _reaches(user, kernel)
+        started = kernel is None or not user.may_reach_kernel(kernel)
         if started:
+            if not user.may_choose_ids:
+                kernel_id = None
+            elif kernel_id is not None and await self._ask(self._store.kernel, kernel_id):
+                raise InvalidRequest(f"Kernel {kernel_id} is being started already")
             kernel_id = await self._kernels.start_kernel(
                 fields.get("kernel_name"),
                 path=path,
-                # The id of another user's kernel is not free, but this user must not learn it.
-                kernel_id=kernel_id if kernel is None else None,
+                kernel_id=kernel_id,
                 session_name=name or path,
                 user=user.name,
             )
-        row = SessionRow(str(uuid.uuid4()), str(kernel_id), path, name, fields["type"], user.name)
+        row = SessionRow(
+            session_id=str(uuid.uuid4()),
+            kernel_id=str(kernel_id),
+            path=path,
+            name=name,
+            type=fields["type"],
+            user=user.name,
+        )
         async with self._shut_down_after_error(row.kernel_id if started else None):
             while True:
                 found = await self._ask(self._store.create_session, row)
-                model = await self._model(found)
+                model = await self._of_user(found, user)
                 if model is not None:
                     break
                 if found is row:
@@ -124,7 +134,7 @@ class ClusterSessions:
         return [
             session_model(row, kernel)
             for row, kernel in models
-            if kernel is not None and _may(user, row, kernel)
+            if kernel is not None and user.may_reach_session(row.user, kernel)
         ]
 
     async def patch(self, session_id: str, body: object, user: User = OPERATOR) -> dict[str, Any]:
@@ -135,7 +145,7 @@ class ClusterSessions:
             kernel_id, started = fields.get("kernel_id"), None
             if kernel_id is not None:
                 kernel = await self._kernel(kernel_id)
-                if kernel is None or not _reaches(user, kernel):
+                if kernel is None or not user.may_reach_kernel(kernel):
                     raise InvalidRequest(f"There is no kernel {kernel_id}")
             elif fields.get("kernel_name") is not None:
                 kernel_id = started = await self._kernels.start_kernel(
@@ -234,19 +244,24 @@ class ClusterSessions:
     async def _find(self, session_id: str, user: User) -> tuple[SessionRow, dict[str, Any]]:
         """Return a session of a user, and the model of its kernel."""
         row = await self._ask(self._store.session, session_id)
-        model = None if row is None else await self._kernel(row.kernel_id)
-        if row is None or model is None:
-            if row is not None:
-                await self._drop_orphan(row)
+        # Nothing is done to the session of another user, whatever the state of its kernel is.
+        if row is None or not user.may_reach(row.user):
             raise SessionNotFound(f"There is no session {session_id}")
-        if not _may(user, row, model):
+        model = await self._kernel(row.kernel_id)
+        if model is None:
+            await self._drop_orphan(row)
+        if model is None or not user.may_reach_kernel(model):
             raise SessionNotFound(f"There is no session {session_id}")
         return row, model
 
     async def _of_path(self, path: str, user: User) -> dict[str, Any] | None:
         row = await self._ask(self._store.session_for_path, path, user.name)
-        model = None if row is None else await self._model(row)
-        if row is None or model is None or _reaches(user, model["kernel"]):
+        return None if row is None else await self._of_user(row, user)
+
+    async def _of_user(self, row: SessionRow, user: User) -> dict[str, Any] | None:
+        """Return the model of a user's session; remove it if the user may not reach its kernel."""
+        model = await self._model(row)
+        if model is None or user.may_reach_kernel(model["kernel"]):
             return model
         # The user was an administrator when the session got this kernel.
         await self._ask(self._store.drop_session, row.session_id)
@@ -265,21 +280,13 @@ class ClusterSessions:
         if await self._ask(self._store.kernel, row.kernel_id) is None:
             await self._ask(self._store.drop_session, row.session_id)
         else:
-            raise Busy(f"The kernel {row.kernel_id} of the session is starting. Try again")
+            raise Busy("The kernel of the session is starting. Try again")
 
     async def _ask(self, method: Callable[..., T], *arguments: Any) -> T:
         try:
             return await finished(self._workers.call(partial(method, *arguments)))
         except RegistryError as error:
             raise _unusable(error) from None
-
-
-def _reaches(user: User, kernel: dict[str, Any]) -> bool:
-    return user.may_reach(kernel.get("user", ""))
-
-
-def _may(user: User, row: SessionRow, kernel: dict[str, Any]) -> bool:
-    return user.may_reach(row.user) and _reaches(user, kernel)
 
 
 def _unusable(error: RegistryError) -> Busy:

@@ -80,25 +80,26 @@ class Sessions:
         with self._kernels.starting():
             async with lock:
                 self.drop_orphans()
-                for session in self._sessions.values():
-                    if (session.user, session.path) == (user.name, path) and self._may(
-                        user, session
-                    ):
-                        return self._model(session)
+                for each in self._sessions.values():
+                    if (each.user, each.path) == (user.name, path) and self._may(user, each):
+                        return self._model(each)
                 name = fields.get("name")
                 kernel_id = fields.get("kernel_id")
                 if kernel_id is None or not self._reaches(user, kernel_id):
-                    # The id of another user's kernel is not free, but this user must not learn it.
-                    free = kernel_id is not None and kernel_id not in self._kernels
                     kernel_id = await self._kernels.start_kernel(
                         fields.get("kernel_name"),
                         path=path,
-                        kernel_id=kernel_id if free else None,
+                        kernel_id=kernel_id if user.may_choose_ids else None,
                         session_name=name or path,
                         user=user.name,
                     )
                 session = _Session(
-                    *(str(uuid.uuid4()), path, name, fields["type"], kernel_id, user.name)
+                    id=str(uuid.uuid4()),
+                    path=path,
+                    name=name,
+                    type=fields["type"],
+                    kernel_id=kernel_id,
+                    user=user.name,
                 )
                 self._sessions[session.id] = session
                 self._record(session)
@@ -114,7 +115,12 @@ class Sessions:
             if r.kernel_id not in self._kernels and self._writer.has_kernel(r.kernel_id):
                 continue
             self._sessions[r.session_id] = _Session(
-                r.session_id, r.path, r.name, r.type, r.kernel_id, r.user
+                id=r.session_id,
+                path=r.path,
+                name=r.name,
+                type=r.type,
+                kernel_id=r.kernel_id,
+                user=r.user,
             )
         self.drop_orphans()
 
@@ -209,12 +215,11 @@ class Sessions:
             return  # the kernel has ended
 
     def _reaches(self, user: User, kernel_id: str) -> bool:
-        if kernel_id not in self._kernels:
-            return False
-        return user.may_reach(self._kernels.model(kernel_id).get("user", ""))
+        return kernel_id in self._kernels and user.may_reach_kernel(self._kernels.model(kernel_id))
 
     def _may(self, user: User, session: _Session) -> bool:
-        return user.may_reach(session.user) and self._reaches(user, session.kernel_id)
+        kernel = self._kernels.model(session.kernel_id)
+        return user.may_reach_session(session.user, kernel)
 
     def _find(self, session_id: str, user: User) -> _Session:
         self.drop_orphans()
@@ -236,7 +241,12 @@ class Sessions:
 
 def _row(session: _Session) -> SessionRow:
     return SessionRow(
-        *(session.id, session.kernel_id, session.path, session.name, session.type, session.user)
+        session_id=session.id,
+        kernel_id=session.kernel_id,
+        path=session.path,
+        name=session.name,
+        type=session.type,
+        user=session.user,
     )
 
 

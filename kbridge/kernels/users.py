@@ -39,6 +39,31 @@ class User:
         """
         return self.admin or (bool(self.name) and self.name == owner)
 
+    def may_reach_kernel(self, model: Mapping[str, Any]) -> bool:
+        """Return True if this user may see and use the kernel of a REST model."""
+        return self.may_reach(model.get("user", ""))
+
+    def may_reach_session(self, owner: str, kernel: Mapping[str, Any]) -> bool:
+        """Return True if this user may see and use a session.
+
+        Parameters
+        ----------
+        owner : str
+            The name of the user who created the session; empty for the operator.
+        kernel : mapping
+            The REST model of its kernel. It may be of another user if an administrator gave it to
+            the session.
+        """
+        return self.may_reach(owner) and self.may_reach_kernel(kernel)
+
+    @property
+    def may_choose_ids(self) -> bool:
+        """True if a new kernel gets the id that is in this user's request.
+
+        Otherwise the id is ignored: whether an id is free would tell of other users' kernels.
+        """
+        return self.admin
+
 
 OPERATOR: Final = User(admin=True)
 """The client that has the token of the server; every client of a server without users."""
@@ -49,4 +74,4 @@ NOBODY: Final = User()
 
 def visible(user: User, models: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the REST models of those kernels that a user may reach."""
-    return [dict(model) for model in models if user.may_reach(model.get("user", ""))]
+    return [dict(model) for model in models if user.may_reach_kernel(model)]

@@ -25,7 +25,7 @@ from kbridge.errors import (
     SessionNotFound,
 )
 from kbridge.kernels.registry.cluster_store import ClusterStore
-from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica
+from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica, SessionRow
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.users import User
 from tests.support.waiting import TIMEOUT, until
@@ -216,6 +216,53 @@ async def test_a_session_whose_kernel_the_user_may_not_reach_any_longer_is_repla
     assert (await a.sessions.create(body, User("ann", admin=True)))["kernel"]["user"] == "bob"
     assert await a.sessions.list(User("ann")) == []
     assert (await a.sessions.create(NOTEBOOK, User("ann")))["kernel"]["user"] == "ann"
+
+
+async def test_a_session_that_another_replica_made_with_such_a_kernel_is_replaced(sides) -> None:
+    """The session is made after this replica has seen that there is none."""
+    a, b = sides
+    kernel_id = await b.kernels.start_kernel(user="bob")
+
+    def race() -> None:
+        a.kernels.before_start = lambda: None
+        row = SessionRow("raced", kernel_id, NOTEBOOK["path"], None, "notebook", "ann")
+        b.store.create_session(row)
+
+    a.kernels.before_start = race
+    model = await a.sessions.create(NOTEBOOK, User("ann"))
+    assert (model["id"] != "raced", model["kernel"]["user"]) == (True, "ann")
+
+
+async def test_nothing_is_told_of_or_done_to_the_session_of_another_user(sides) -> None:
+    """Its kernel is starting, or has ended."""
+    a, b = sides
+    starting = KernelRow("a-secret-id", "py", "starting", 1, "b", "", "{}", "alice")
+    a.store.write({("kernel", starting.kernel_id): starting})
+    for name, kernel_id in (("s", starting.kernel_id), ("o", "gone")):
+        a.store.create_session(SessionRow(name, kernel_id, name, None, "file", "alice"))
+        with pytest.raises(SessionNotFound):
+            await b.sessions.get(name, User("bob"))
+        assert a.store.session(name) is not None
+    with pytest.raises(Busy, match="is starting") as caught:
+        await b.sessions.get("s", User("alice"))
+    assert starting.kernel_id not in str(caught.value)
+    with pytest.raises(SessionNotFound):
+        await b.sessions.get("o", User("alice"))
+    assert a.store.session("o") is None
+
+
+async def test_a_user_does_not_learn_from_an_id_whether_it_is_taken(sides) -> None:
+    a, b = sides
+    starting = KernelRow("starting", "py", "starting", 1, "b", "", "{}", "alice")
+    a.store.write({("kernel", starting.kernel_id): starting})
+    for kernel_id in ("starting", "free"):
+        body = {**NOTEBOOK, "path": kernel_id, "kernel": {"id": kernel_id}}
+        assert (await b.sessions.create(body, User("bob")))["kernel"]["id"] != kernel_id
+    body = {**NOTEBOOK, "kernel": {"id": "free"}}
+    assert (await b.sessions.create(body))["kernel"]["id"] == "free"
+    with pytest.raises(InvalidRequest, match="being started"):
+        await b.sessions.create({**NOTEBOOK, "path": "x", "kernel": {"id": "starting"}})
+    assert a.store.kernel("starting").replica_id == "a"
 
 
 async def test_a_session_of_another_replica_is_deleted_with_its_kernel(sides) -> None:

@@ -9,6 +9,7 @@ from kbridge.errors import InvalidRequest, KernelNotFound, KernelStartError, Ses
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
+from kbridge.kernels.users import User
 from tests.support.waiting import TIMEOUT
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
@@ -132,6 +133,18 @@ async def test_an_existing_kernel_is_shared(sessions, kernels):
 async def test_a_new_kernel_may_bring_its_id(sessions):
     model = await sessions.create({"path": "c", "type": "console", "kernel": {"id": "mine"}})
     assert model["kernel"]["id"] == "mine"
+
+
+async def test_a_user_does_not_learn_from_an_id_whether_it_is_taken(sessions, kernels):
+    kernels.kernels["hers"], kernels.users["hers"] = "py", "alice"
+    for kernel_id in ("hers", "free"):
+        body = {"path": kernel_id, "type": "console", "kernel": {"id": kernel_id}}
+        model = await sessions.create(body, User("bob"))
+        assert model["kernel"]["id"] not in ("hers", "free")
+        assert model["kernel"]["user"] == "bob"
+    body = {"path": "c", "type": "console", "kernel": {"id": "free"}}
+    model = await sessions.create(body, User("root", admin=True))
+    assert model["kernel"]["id"] == "free"
 
 
 async def test_the_older_notebook_body(sessions):

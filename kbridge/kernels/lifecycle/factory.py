@@ -263,6 +263,8 @@ class KernelFactory:
             raise InvalidRequest("The id of a kernel is a uuid")
         if self._index.is_known(kernel_id):
             raise InvalidRequest(f"Kernel {kernel_id} is being started already")
+        if self._services.writer.has_kernel(kernel_id):  # it could not be adopted
+            raise InvalidRequest(f"The id {kernel_id} is that of a kernel in the registry")
         return kernel_id
 
     def _make(self, name: str, kernel_id: str, log_path: Path | None = None) -> BridgeKernel:

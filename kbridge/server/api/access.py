@@ -210,7 +210,7 @@ class AccessMixin(ErrorsMixin):
         if self.user.admin:
             return
         model = self.services.kernels.model(kernel_id)
-        if not self.user.may_reach(model.get("user", "")):
+        if not self.user.may_reach_kernel(model):
             raise KernelNotFound(f"There is no kernel {kernel_id}")
 
     def require_admin(self) -> None:

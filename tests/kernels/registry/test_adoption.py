@@ -18,7 +18,7 @@ import psutil
 import pytest
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
-from kbridge.errors import Busy, KbridgeError, KernelNotFound
+from kbridge.errors import Busy, InvalidRequest, KbridgeError, KernelNotFound
 from kbridge.kernels import shutdown
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
@@ -712,6 +712,22 @@ async def test_a_kernel_whose_cluster_does_not_answer_is_looked_for_at_the_next_
     assert [model["id"] for model in third.models()] == [kernel_id]
 
 
+async def test_no_other_kernel_gets_the_id_of_one_that_does_not_answer(lives, cluster):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(cluster, user="alice")
+    await lives.crash()
+    Cluster.down = True
+    second = await lives.next()
+    with pytest.raises(InvalidRequest, match="in the registry"):
+        await second.start_kernel(cluster, kernel_id=kernel_id, user="bob")
+    assert second.models() == []
+    [row] = lives_records(second)
+    assert (row.kernel_id, row.user) == (kernel_id, "alice")
+    Cluster.down = False
+    third = await lives.next()
+    assert third.model(kernel_id)["user"] == "alice"
+
+
 async def test_provisioner_data_that_cannot_be_recorded_is_logged(
     lives, cluster, caplog, monkeypatch
 ):
@@ -774,6 +790,7 @@ async def test_the_job_is_recorded_before_the_kernel_runs(lives, queued):
 async def test_the_wait_for_a_job_goes_on_in_the_next_server(lives, queued, hubs):
     _, kernel_id = await queued_kernel(lives, queued)
     second = await lives.next()
+    assert [kernel.adopted for kernel in hubs.opened] == [False, True]
     assert len(ScriptedProvisioner.jobs) == 1
     assert not ScriptedProvisioner.jobs[1].end
     assert second.model(kernel_id)["execution_state"] == "starting"
