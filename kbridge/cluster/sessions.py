@@ -88,8 +88,10 @@ class ClusterSessions:
         if started:
             if not user.may_choose_ids:
                 kernel_id = None
-            elif kernel_id is not None and await self._ask(self._store.kernel, kernel_id):
-                raise InvalidRequest(f"Kernel {kernel_id} is being started already")
+            elif kernel_id is not None:
+                taken = await self._ask(self._store.kernel, kernel_id)
+                if taken is not None:
+                    raise InvalidRequest(f"Kernel {kernel_id} is being started already")
             kernel_id = await self._kernels.start_kernel(
                 fields.get("kernel_name"),
                 path=path,
