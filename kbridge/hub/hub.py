@@ -30,6 +30,7 @@ from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.held import HeldRequests
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import BROKEN, FULL, Notices
+from kbridge.hub.queue_wait import QueueWait
 from kbridge.hub.recovered import SavedState, read_entries
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
@@ -168,7 +169,7 @@ class Hub:
         # The request of which `_report_busy` has told websockets, and their numbers.
         self._reported_work = ""
         self._reported_to: set[int] = set()
-        self._queue_text = ""
+        self._queue = QueueWait(context, self._kernel, self._broadcaster)
         self._begin(connection_info, [each for each in saved.executions if each.owed])
         if history is not None:
             history.record("cut", (environment.unkept if kept is None else kept.because) or None)
@@ -249,10 +250,7 @@ class Hub:
         selection = self._broadcaster.select(parents) if parents else None
         options = CursorOptions(acknowledge, verbatim, paced, listener, selection)
         cursor = self._broadcaster.attach(link, dialect, session_id, since, options)
-        if self._queue_text:  # otherwise the client would hear nothing until the kernel runs
-            status = self.notices.status("starting", reason=self._queue_text)
-            self._broadcaster.append(status, cursor.session.number)
-            self._broadcaster.on_drained()
+        self._queue.greet(cursor)
         return cursor
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
@@ -578,7 +576,7 @@ class Hub:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        self._queue_text = ""
+        self._queue.text = ""
         self._broadcaster.process_replaced()
         self._broadcaster.connecting(connection_info)
         self._kernel.connect(connection_info)
@@ -588,29 +586,13 @@ class Hub:
 
         Requests wait until `reconnect`, which ends this state.
         """
-        if text and text != self._queue_text:
-            self._queue_text = text
+        if text and text != self._queue.text:
+            self._queue.text = text
             self.announce("starting", reason=text)
 
-    def abort_waiting(self, reason: str = "") -> None:
-        """Answer the requests to execute code that wait for the kernel: they are not run.
-
-        Parameters
-        ----------
-        reason : str
-            A line for the output of each cell; by default none.
-        """
-        notices, broadcaster = self.notices, self._broadcaster
-        waiting = self._kernel.take_waiting()
-        for msg, client in waiting:
-            if reason:
-                broadcaster.on_notice(notices.ended(reason, msg.header))
-            aborted = {"status": "aborted", "execution_count": None}
-            reply = notices.reply(msg.header, aborted)
-            broadcaster.on_reply(reply, client, self._clock.monotonic())
-            broadcaster.on_notice(notices.status("idle", msg.header))
-        if waiting:
-            broadcaster.on_drained()
+    def abort_waiting(self) -> None:
+        """Answer the requests to execute code that wait for the kernel: they are not run."""
+        self._queue.abort()
 
     async def restarting(
         self, *, asked: bool = False, keep: bool = False, reason: str = ""
@@ -632,10 +614,10 @@ class Hub:
         reason : str
             Why the process has ended, for the clients.
         """
-        self._queue_text = ""
+        self._queue.text = ""
         self._restarts["requested" if asked else "automatic"] += 1
         waiting = await self._kernel.restarting(keep=keep)
-        self._explain_end(reason)
+        self._queue.explain_end(reason)
         self._broadcaster.forget_requests(waiting)
         self.announce("starting" if asked else "restarting", reason=reason)
 
@@ -649,20 +631,10 @@ class Hub:
         """
         self._deaths += 1
         self._kernel.drain()
-        if self._queue_text:
-            self.abort_waiting(reason)
-        self._queue_text = ""
-        self._explain_end(reason)
+        self._queue.ended(reason)
         self._kernel.dead()
         self._broadcaster.forget_requests()
         self.announce("dead", reason=reason)
-
-    def _explain_end(self, reason: str) -> None:
-        """Write the reason why the kernel has ended to the output of the running cells."""
-        if reason:
-            for execution in self.executions.running:
-                if execution.header:
-                    self._broadcaster.on_notice(self.notices.ended(reason, execution.header))
 
     def announce(self, status: str, source: Cursor | None = None, *, reason: str = "") -> None:
         """Send a status in the name of the kernel, after all messages that it has sent.
