@@ -28,9 +28,10 @@ _COMMENT: Final = b":\n\n"  # browsers ignore it
 async def stream(
     handler: web.RequestHandler,
     sampler: Sampler,
-    user: User = OPERATOR,
     patience: float = _PATIENCE,
     quiet: float = _QUIET,
+    *,
+    user: User = OPERATOR,
 ) -> None:
     """Send samples until the browser goes, or the sampler is closed.
 
@@ -40,12 +41,12 @@ async def stream(
         The handler of the request, which was authenticated.
     sampler : Sampler
         The sampler.
-    user : User
-        The user who watches, and receives the kernels that they may reach.
     patience : float
         Seconds that the browser may take to read one sample.
     quiet : float
         Seconds without a sample after which a comment is sent.
+    user : User
+        The user who watches, and receives the kernels that they may reach.
     """
     handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
     handler.set_header("Cache-Control", "no-store")

@@ -208,7 +208,10 @@ async def test_users_log_in_at_the_hub_with_a_browser(hub: Hub) -> None:
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
         assert cookie["path"] == f"/{SERVICE}/"
         await page.goto(f"{url}console?kernel={hers}")
-        await page.wait_for_selector("#console:not([hidden])")
+        await page.wait_for_selector("html[data-restored=yes]")
+        await page.fill("#editor", "print(6 * 7)")
+        await page.press("#editor", "Shift+Enter")
+        await page.wait_for_selector(".cell:last-child .stdout:has-text('42')")
         # A browser's change from another page is refused, although it sends the cookie.
         forged = await page.context.request.post(f"{url}api/kernels")
         assert forged.status == 403

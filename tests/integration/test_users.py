@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 import kbridge.client
+from kbridge.cluster.protocol import CLIENT_ADMIN, CLIENT_USER, CLUSTER_SCHEME
 from kbridge.kernels.users import User
 from kbridge.server.auth.jupyterhub import HubConfig
 from kbridge.server.cli.app import KbridgeApp
@@ -234,6 +235,31 @@ async def test_the_first_request_of_a_user_may_have_a_large_body(site: Site) -> 
     assert site.kernels.users() == {kernel_id: "bob"}
     status, _ = await site.ask(User("mallory"), "POST", "api/kernels", {"env": env})
     assert status == 403
+
+
+async def test_the_first_request_of_a_user_leaves_the_connection_open(site: Site) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+    async with asyncio.timeout(TIMEOUT):
+        for _ in range(2):
+            writer.write(
+                b"GET /api/me HTTP/1.1\r\nHost: localhost\r\nAuthorization: token token-bob\r\n\r\n"
+            )
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert head.startswith("HTTP/1.1 200")
+            length = int(head.lower().partition("content-length: ")[2].partition("\r")[0])
+            assert b'"bob"' in await reader.readexactly(length)
+    writer.close()
+    assert site.table.asked == ["token-bob"]
+
+
+async def test_only_a_replica_may_name_the_user_of_a_request(site: Site) -> None:
+    hers = await site.kernel(ALICE)
+    claims = {CLIENT_USER: "alice", CLIENT_ADMIN: "true", "Authorization": "token token-bob"}
+    for more in ({}, {"Authorization": f"{CLUSTER_SCHEME} guess"}):
+        reply = await site.client.fetch(
+            f"{site.server.url}api/kernels/{hers}", headers={**claims, **more}, raise_error=False
+        )
+        assert reply.code in (403, 404)
 
 
 async def test_the_audit_log_names_the_user(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class LiveHandler(ApiHandler):
         if sampler is None:
             raise NotFound("the pages are turned off; see KbridgeApp.page")
         self.require_listing()
-        await events.stream(self, sampler, self.user)
+        await events.stream(self, sampler, user=self.user)
 
 
 class ReadmeHandler(AccessMixin):
