@@ -143,6 +143,8 @@ class BridgeKernel(PersistentKernel):
         ------
         KernelStartError
             If the program or the provisioner does not exist, or the provisioner refuses.
+        InvalidRequest
+            If the environment asks a provisioner of kbridge for something that is not allowed.
         """
         await self._start(kernel_id=self.kernel_id, env=env, cwd=str(cwd))
 

@@ -9,14 +9,23 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kbridge.errors import InvalidRequest, SetupError
+from kbridge.kernels.lifecycle.resource_limits import parse_cpus, parse_memory
 
-__all__ = ["PREFIX", "RESOURCES", "Allowance", "requested_resources", "sbatch_options"]
+__all__ = [
+    "PREFIX",
+    "RESOURCES",
+    "Allowance",
+    "requested_resources",
+    "sbatch_options",
+    "within_limits",
+]
 
 # Variables of a request: KERNEL_SLURM_PARTITION and so on.
 PREFIX: Final = "KERNEL_SLURM_"
@@ -192,6 +201,34 @@ def requested_resources(env: Mapping[str, str], allowance: Allowance) -> dict[st
             name = variable.removeprefix(PREFIX).lower()
             allowance.check(name, value)
             found[name] = value
+    return found
+
+
+def within_limits(resources: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
+    """Apply the limits of one kernel, which a kbridge server puts into its environment.
+
+    A job without `memory` gets KERNEL_MEMORY_LIMIT: Slurm's default may be a whole node. Slurm
+    counts whole processors, so KERNEL_CPUS_LIMIT is rounded up.
+
+    Raises
+    ------
+    InvalidRequest
+        If the job asks for more.
+    """
+    found = dict(resources)
+    try:
+        if cpus := env.get("KERNEL_CPUS_LIMIT"):
+            most = math.ceil(parse_cpus(cpus))
+            if "cpus" in found and int(found["cpus"]) > most:
+                raise InvalidRequest(f"cpus is {found['cpus']}; KERNEL_CPUS_LIMIT allows {most}")
+        if memory := env.get("KERNEL_MEMORY_LIMIT"):
+            mebibytes = max(int(parse_memory(memory) / 2**20), 1)
+            if _mebibytes(found.setdefault("memory", f"{mebibytes}M")) > mebibytes:
+                raise InvalidRequest(
+                    f"memory is {found['memory']}; KERNEL_MEMORY_LIMIT allows {mebibytes}M"
+                )
+    except ValueError as error:
+        raise InvalidRequest(f"KERNEL_CPUS_LIMIT or KERNEL_MEMORY_LIMIT: {error}") from None
     return found
 
 

@@ -35,7 +35,12 @@ from kbridge.slurm.encryption import choose_encryption, connection_keys, trusted
 from kbridge.slurm.job import KILL
 from kbridge.slurm.kernel_job import KernelJob
 from kbridge.slurm.launch import kernel_argv, kernel_env
-from kbridge.slurm.options import Allowance, requested_resources, sbatch_options
+from kbridge.slurm.options import (
+    Allowance,
+    requested_resources,
+    sbatch_options,
+    within_limits,
+)
 from kbridge.slurm.script import address_text, batch_script
 from kbridge.slurm.settings import SlurmSettings
 from kbridge.slurm.status import JobStatus
@@ -129,7 +134,8 @@ class SlurmProvisioner(SlurmSettings):
         Raises
         ------
         InvalidRequest
-            If the request asks for a resource that the kernelspec does not allow.
+            If the request asks for a resource that the kernelspec does not allow, or the job needs
+            more than a kernel of this server may have.
         SetupError
             If the kernelspec, or a setting, is wrong.
         """
@@ -155,7 +161,7 @@ class SlurmProvisioner(SlurmSettings):
 
     def _resources(self, env: dict[str, str]) -> dict[str, str]:
         allowance = Allowance.parse(self.allow)
-        return self.resources() | requested_resources(env, allowance)
+        return within_limits(self.resources() | requested_resources(env, allowance), env)
 
     def _launch(self, cmd: list[str], env: dict[str, str], cwd: str | None) -> dict[str, Any]:
         return {

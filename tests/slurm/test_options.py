@@ -15,6 +15,7 @@ from kbridge.slurm.options import (
     configured,
     requested_resources,
     sbatch_options,
+    within_limits,
 )
 
 ALL = Allowance.parse(list(RESOURCES))
@@ -131,3 +132,40 @@ def test_numbers_of_a_kernelspec_need_no_quotes() -> None:
     assert configured("cpus", 4) == "4"
     with pytest.raises(SetupError):
         configured("cpus", True)
+
+
+@pytest.mark.parametrize(
+    ("resources", "limits", "expected"),
+    [
+        ({}, {}, {}),
+        ({"memory": "900G", "cpus": "99"}, {}, {"memory": "900G", "cpus": "99"}),
+        ({}, {"CPUS": "2"}, {}),
+        ({"cpus": "2"}, {"CPUS": "2"}, {"cpus": "2"}),
+        ({"cpus": "1"}, {"CPUS": "500m"}, {"cpus": "1"}),
+        ({}, {"MEMORY": "4Gi"}, {"memory": "4096M"}),
+        ({"memory": "4G"}, {"MEMORY": "4Gi"}, {"memory": "4G"}),
+        ({"memory": "512"}, {"MEMORY": "4Gi"}, {"memory": "512"}),
+        ({}, {"MEMORY": "1000"}, {"memory": "1M"}),
+    ],
+)
+def test_limits_of_the_server(
+    resources: dict[str, str], limits: dict[str, str], expected: dict[str, str]
+) -> None:
+    env = {f"KERNEL_{name}_LIMIT": value for name, value in limits.items()}
+    assert within_limits(resources, env) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "env", "message"),
+    [
+        ({"cpus": "3"}, {"KERNEL_CPUS_LIMIT": "2"}, "cpus is 3; KERNEL_CPUS_LIMIT allows 2"),
+        ({"memory": "5G"}, {"KERNEL_MEMORY_LIMIT": "4Gi"}, "memory is 5G; .* allows 4096M"),
+        ({"memory": "4097"}, {"KERNEL_MEMORY_LIMIT": "4Gi"}, "memory is 4097; .* allows 4096M"),
+        ({}, {"KERNEL_MEMORY_LIMIT": "lots"}, "'lots' is not a positive number"),
+    ],
+)
+def test_a_job_that_needs_more_than_the_server_allows(
+    resources: dict[str, str], env: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        within_limits(resources, env)

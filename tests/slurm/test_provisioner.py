@@ -300,10 +300,12 @@ async def test_a_kernel_that_does_not_start_is_reported_with_its_output(
 async def test_requests_get_what_the_kernelspec_allows(cluster: Slurm, specs: Path) -> None:
     install(specs, "choice", time=60, allow={"partition": ["cpu", "urgent"], "time": "2:00:00"})
     env = {"PATH": "/usr/bin:/bin", "KERNEL_SLURM_PARTITION": "urgent", "KERNEL_SLURM_TIME": "30"}
+    env["KERNEL_MEMORY_LIMIT"] = "256Mi"
     async with managed("choice", specs, env=env) as manager:
         job = cluster.run("scontrol", "--oneliner", "show", "job", str(job_of(manager)))
         assert "Partition=urgent" in job
         assert "TimeLimit=00:30:00" in job
+        assert "mem=256M" in job
     for variable, value in (("PARTITION", "other"), ("TIME", "3:00:00"), ("ACCOUNT", "x")):
         manager = AsyncKernelManager(kernel_name="choice")
         with pytest.raises(InvalidRequest, match=f"KERNEL_SLURM_{variable}"):

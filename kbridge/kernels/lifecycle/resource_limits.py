@@ -15,7 +15,7 @@ from kbridge.errors import InvalidRequest, KernelStartError
 
 __all__ = ["ResourceLimits", "parse_cpus", "parse_memory"]
 
-_APPLYING: Final = frozenset({"kubernetes-provisioner"})
+_APPLYING: Final = frozenset({"kubernetes-provisioner", "slurm-provisioner"})
 _BYTES: Final[dict[str, float]] = {
     **{f"{unit}i": float(1024**power) for power, unit in enumerate("KMGTP", 1)},
     **{unit: float(1000**power) for power, unit in enumerate("kMGTP", 1)},

@@ -7,7 +7,7 @@ import threading
 import pytest
 from jupyter_client.provisioning import local_provisioner
 
-from kbridge.errors import Busy, KernelStartError
+from kbridge.errors import Busy, InvalidRequest, KernelStartError
 from kbridge.kernels import shutdown
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
@@ -229,6 +229,15 @@ async def test_the_error_of_a_start_names_the_provisioner(make_manager, fake, mo
     with pytest.raises(
         KernelStartError, match=r"could not be started by its provisioner fake: the cluster is"
     ):
+        await make_manager().start_kernel(fake())
+
+
+async def test_a_provisioner_of_kbridge_may_refuse_a_request(make_manager, fake, monkeypatch):
+    async def launch(*_args, **_kwargs):
+        raise InvalidRequest("cpus is 8; at most 4 is allowed")
+
+    monkeypatch.setattr(FakeProvisioner, "pre_launch", launch)
+    with pytest.raises(InvalidRequest, match=r"^cpus is 8; at most 4 is allowed$"):
         await make_manager().start_kernel(fake())
 
 
