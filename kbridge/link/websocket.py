@@ -323,7 +323,7 @@ class Websocket:
                     return
                 if self.client_terminated:
                     return
-                if count >= _TURN or time.monotonic() >= end:
+                if (count >= _TURN or time.monotonic() >= end) and self._frames.unread:
                     break
             else:
                 return

@@ -124,6 +124,11 @@ class FrameReader:
         self._buffer = rest + data if rest else bytes(data)
         self._at = 0
 
+    @property
+    def unread(self) -> bool:
+        """True if there are bytes behind the last event: another frame, or a part of one."""
+        return self._at < len(self._buffer)
+
     def next(self) -> Event | None:
         """Return the next message or control frame, `PARTIAL`, or None if it is incomplete.
 

@@ -245,6 +245,16 @@ def test_a_close_reason_that_is_not_utf8_is_refused(reason: bytes) -> None:
         parse_close(b"\x03\xe8" + reason)
 
 
+def test_bytes_behind_the_last_event_are_unread() -> None:
+    reader = FrameReader(100)
+    two = frame(TEXT, b"one") + frame(TEXT, b"two")
+    found = []
+    for data in (two, two[:-1], two[-1:], frame(TEXT, b"a", final=False)):
+        found += [reader.unread for _ in reader.read(data)]
+    assert found == [True, False, True, False, False]
+    assert list(reader.read(frame(CONTINUATION, b"b"))) == [(TEXT, "ab")]
+
+
 def test_read_returns_the_events_of_some_bytes_and_keeps_the_rest() -> None:
     reader = FrameReader(100)
     data = frame(TEXT, b"one") + frame(PING, b"two") + frame(BINARY, b"three")

@@ -87,6 +87,9 @@ class ZmtpConnection:
         many as it asked for, or a part of a message.
     light : bool
         True if the last `read` has received as little as the beginning or the end of a cell.
+    early : bool
+        Set by the owner after a `read` that the event loop has not announced. The next announcement
+        may be about the same bytes, and is ignored: bytes that still wait are announced again.
     """
 
     __slots__ = (
@@ -105,6 +108,7 @@ class ZmtpConnection:
         "_timer",
         "_up_since",
         "channel",
+        "early",
         "ended",
         "fault",
         "full",
@@ -120,6 +124,7 @@ class ZmtpConnection:
         self.ended = False
         self.full = False
         self.light = True
+        self.early = False
         self.fault: ZmtpError | None = None
         self._target = target
         self._events = events
@@ -328,6 +333,13 @@ class ZmtpConnection:
         """Let the owner read."""
         self._events.on_input(self)
 
+    def _on_readable(self) -> None:
+        """Let the owner read, unless it has just done so."""
+        if self.early:
+            self.early = False
+        else:
+            self._events.on_input(self)
+
     def _on_retry(self) -> None:
         self._timer = None
         try:
@@ -372,8 +384,9 @@ class ZmtpConnection:
         self._peer = peer
         backlog = self._backlog or self._receive_in_advance(sock, silent=False)
         self._up_since = self._loop.time()
+        self.early = False
         self.writer.open(sock, self._buffer)
-        self._loop.add_reader(self._fd, self._events.on_input, self)
+        self._loop.add_reader(self._fd, self._on_readable)
         backlog.start()
         if peer.decoder.more:
             backlog.announce()

@@ -293,6 +293,7 @@ class ZmtpLink:
         if beside is not None and light and len(batch) <= _FEW:
             second = beside.read()
             if second:
+                beside.early = True
                 if not beside.light:
                     events.on_drained()
                 events.on_messages(beside.channel, second)

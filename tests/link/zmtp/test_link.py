@@ -15,6 +15,7 @@ from kbridge.link.holder.client import Holder, is_supported
 from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.zmtp import connecting
 from kbridge.link.zmtp import link as module
+from kbridge.link.zmtp.connection import ZmtpConnection
 from kbridge.link.zmtp.link import ZmtpLink
 from kbridge.link.zmtp.send_queue import SendQueue
 from kbridge.wire.message import Channel
@@ -99,6 +100,43 @@ async def test_a_reply_and_an_idle_that_have_arrived_are_delivered_together(
     await events.until(lambda: len(events.messages) == 2)
     await turns()
     assert seen == [2]
+
+
+@pytest.mark.parametrize("first", [Channel.SHELL, Channel.IOPUB])
+async def test_more_of_a_channel_that_was_read_early_is_delivered(kernel, linked, first) -> None:
+    _, events = linked
+    second = Channel.IOPUB if first is Channel.SHELL else Channel.SHELL
+    take = events.on_messages
+
+    def on_messages(channel, batch) -> None:
+        take(channel, batch)
+        if channel is first:
+            kernel.connected[second].sock.send(encode([b"name", *body(2)]))
+
+    events.on_messages = on_messages
+    for count in (2, 4):
+        kernel.connected[first].sock.send(encode([b"name", *body(1)]))
+        await events.until(lambda count=count: len(events.messages) == count)
+    # The event loop has announced nothing since the second one was read early.
+    kernel.connected[second].sock.send(encode([b"name", *body(3)]))
+    await events.until(lambda: len(events.messages) == 5)
+    assert [channel for channel, _ in events.messages] == [first, second, first, second, second]
+
+
+async def test_channels_whose_messages_arrive_together_are_read_once_each(
+    kernel, linked, monkeypatch
+) -> None:
+    _, events = linked
+    reads = []
+    read = ZmtpConnection.read
+    monkeypatch.setattr(
+        ZmtpConnection, "read", lambda self: (reads.append(self.channel), read(self))[1]
+    )
+    for channel in (Channel.SHELL, Channel.IOPUB):
+        kernel.connected[channel].sock.send(encode([b"name", *body(1)]))
+    await events.until(lambda: len(events.messages) == 2)
+    await turns()
+    assert sorted(reads) == [Channel.IOPUB, Channel.SHELL]
 
 
 async def test_a_large_batch_beside_another_is_written_apart(kernel, linked) -> None:
