@@ -515,7 +515,11 @@ class KernelProcess:
         KernelError
             If the provisioner cannot.
         """
-        await self.manager.kill()
+        if self.manager.queued is None:
+            await self.manager.kill()
+        else:
+            async with self._limits.remote_ends:
+                await self.manager.kill()
 
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Do `work`; raise KernelStartError at once if the process ends before it is done."""

@@ -392,6 +392,30 @@ def down(monkeypatch):
         yield patch
 
 
+@pytest.mark.parametrize("now", [False, True])
+async def test_a_server_that_ends_asks_the_scheduler_for_a_few_jobs_at_a_time(
+    make_manager, queued, monkeypatch, now
+):
+    manager = make_manager(queue_grace=0.0)
+    name, end = queued(), ScriptedProvisioner.kill
+    for _ in range(12):
+        await manager.start_kernel(name)
+    asked = most = 0
+
+    async def kill(self, restart=False):
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0)
+        asked -= 1
+        await end(self)
+
+    monkeypatch.setattr(ScriptedProvisioner, "kill", kill)
+    await manager.shutdown_all(now=now)
+    assert all(job.end for job in ScriptedProvisioner.jobs.values())
+    assert 1 < most <= 8
+
+
 async def test_a_kernel_whose_job_cannot_be_ended_stays(waiting, hubs, down):
     manager, kernel_id = waiting
     with pytest.raises(KernelError, match="does not answer"):
