@@ -115,6 +115,44 @@ def test_a_user_receives_their_kernels_and_the_public_figures_of_the_server() ->
     assert json.loads(sample.of(NOBODY).whole)["kernels"] == []
 
 
+def test_a_user_is_not_told_when_other_kernels_come_go_or_change() -> None:
+    builder = SampleBuilder()
+    alice = User("alice")
+    steps = [
+        {"a": "alice"},
+        {"a": "alice", "b": "bob"},
+        {"a": "alice", "b": "bob", "c": ""},
+        {"a": "alice"},
+    ]
+    for number, step in enumerate(steps):
+        for kernel_id, user in step.items():
+            builder.add(kernel(kernel_id), user)
+        sample = builder.finish({"now": 0})
+        told = json.loads(sample.of(alice).changes)
+        if number:
+            assert told == {"now": 0, "changes": True, "kernels": []}
+            assert "ids" in json.loads(sample.changes)
+    for figures in ({"cpu": 1}, {}):  # the second sample has fewer fields
+        builder.add(kernel("a"), "alice")
+        builder.add(kernel("b", **figures), "bob")
+        sample = builder.finish({"now": 0})
+        assert json.loads(sample.of(alice).changes)["kernels"] == []
+    assert "changes" not in json.loads(sample.changes)
+    assert "changes" not in json.loads(sample.of(User("bob")).changes)
+
+
+def test_a_user_does_not_see_the_addresses_of_replicas() -> None:
+    builder = SampleBuilder()
+    for replica in ("http://10.0.0.1", "http://10.0.0.2"):
+        builder.add(kernel("a", replica=replica), "alice")
+        sample = builder.finish({"now": 0, "replica": replica})
+        assert json.loads(sample.whole)["kernels"] == [kernel("a", replica=replica)]
+        seen = sample.of(User("alice"))
+        assert json.loads(seen.whole) == {"now": 0, "kernels": [kernel("a")]}
+    assert json.loads(seen.changes) == {"now": 0, "changes": True, "kernels": []}
+    assert json.loads(sample.changes)["kernels"] == [{"id": "a", "replica": replica}]
+
+
 def test_a_kernel_that_gets_a_user_is_new_to_that_user() -> None:
     builder = SampleBuilder()
     for user in ("", "alice"):
