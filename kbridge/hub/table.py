@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["HubTable"]
 
 _RESUME_TIMEOUT: Final = 10.0
+# Headers of OpenTelemetry's exporters: collectors take keys in them.
+_TRACING_SECRETS: Final = frozenset(
+    {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"}
+)
 
 
 class HubTable:
@@ -144,6 +148,11 @@ class HubTable:
     def trace_executions(self, tracing: ExecutionTracing) -> None:
         """Report the executions of the hubs that are opened from now on."""
         self._environment = replace(self._environment, tracing=tracing)
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that may have keys for the traces of executions."""
+        return frozenset() if self._environment.tracing is None else _TRACING_SECRETS
 
     async def _take_over(self, keeper: Keeper, store: JournalStore) -> None:
         """Go on with the connections of an earlier bridge."""

@@ -269,7 +269,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
             with self._limits.admit(self.index.counted, user, self.index.counted_of(user)):
                 kernel = None
-                if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
+                plain = env is None and kernel_id is None and str(cwd) == self._options.root_dir
+                if plain and self._factory.may_give(spec, user):
                     kernel = await self._pool.take(name)
                 if kernel is None:
                     request = KernelRequest(name, spec, cwd, env, kernel_id, session_name, user)

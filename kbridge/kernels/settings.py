@@ -142,7 +142,8 @@ class KernelSettings(LoggingConfigurable):
         Unicode(),
         config=True,
         help="""Environment variables of the server that a kernel inherits if its request has an
-        `env`. Without `env` a kernel inherits all of them but the token.
+        `env`. Without `env` a kernel inherits all of them but the tokens of the server and the
+        passwords that it uses itself (docs/jupyterhub.md).
         (KG_ENV_PROCESS_WHITELIST)""",
     )
     kernel_ip = Unicode(
@@ -277,7 +278,8 @@ class KernelSettings(LoggingConfigurable):
         help="""Kernels to start in advance: a number for each kernelspec. A request without
         `env` whose directory is the root directory gets one of them. Each
         other request starts a new kernel, because environment and directory cannot be changed in
-        a running process.""",
+        a running process. On a server with users, only kernels that the server starts itself are
+        handed out to users, and they have no KERNEL_USERNAME until they are restarted.""",
     )
     prespawn_count = Integer(
         0,

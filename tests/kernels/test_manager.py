@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import time
+import types
 import uuid
 import weakref
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from kbridge.kernels import manager as manager_module
 from kbridge.kernels.lifecycle import culling
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.wire.message import Channel
 from tests.kernels.conftest import FakeProvisioner, pooled
@@ -246,6 +248,21 @@ async def test_a_kernel_gets_the_requested_environment_and_directory(
         "JPY_SESSION_NAME": "y",
         "SPEC": "a!",
     }
+
+
+async def test_kernels_do_not_inherit_the_passwords_of_the_registry_and_of_traces(
+    make_manager, fake, fleet, hubs, monkeypatch
+):
+    class Writer(RegistryWriter):
+        secret_variables = Registry("postgresql+psycopg://me@h/k").secret_variables
+
+    secrets = (*("PGPASSWORD", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"),)
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    await make_manager().start_kernel(fake())
+    hubs.trace_executions(types.SimpleNamespace(kernel=lambda _: None))
+    await make_manager(writer=Writer()).start_kernel("fake")
+    assert [[name in each.env for name in secrets] for each in fleet] == [[True] * 3, [False] * 3]
 
 
 async def test_a_new_session_name_applies_from_the_next_restart(make_manager, fake, fleet):
@@ -783,6 +800,26 @@ async def test_a_request_that_a_pooled_kernel_cannot_meet_starts_another(
     await manager.start_kernel("fake", **wish)
     assert len(pooled(manager, "fake")) == 1
     assert len(fleet) == 2
+
+
+async def test_a_user_gets_no_pooled_kernel_of_a_provisioner_that_may_run_it_as_the_user(
+    make_manager, fake, fleet
+):
+    manager = make_manager(pool={fake(): 1})
+    await manager.open()
+    await waiting(manager, "fake", 1)
+    await manager.start_kernel("fake", user="alice")
+    assert [each.env.get("KERNEL_USERNAME") for each in fleet] == [None, "alice"]
+    assert len(pooled(manager, "fake")) == 1
+
+
+async def test_a_user_gets_a_pooled_kernel_that_the_server_has_started_itself(make_manager, spec):
+    manager = make_manager(pool={spec("s"): 1})
+    await manager.open()
+    await waiting(manager, "s", 1)
+    [kernel] = pooled(manager, "s")
+    assert await manager.start_kernel("s", user="alice") == kernel.kernel_id
+    assert manager.model(kernel.kernel_id)["user"] == "alice"
 
 
 async def test_prespawn_count_fills_a_pool_of_the_default_kernelspec(make_manager, fake):

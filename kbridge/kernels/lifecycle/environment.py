@@ -22,6 +22,8 @@ _SECRETS = frozenset(
         "KG_AUTH_TOKEN",
     }
 )
+# For clients, in kernels too. It may be the token of this server or of another one.
+_FOR_CLIENTS = "KBRIDGE_TOKEN"
 # PATH_MAX of Linux; the limit of other systems is lower.
 _LONGEST_PATH = 4096
 
@@ -32,6 +34,7 @@ def kernel_environment(
     *,
     allowed: Collection[str] = (),
     inherited: Collection[str] = (),
+    secrets: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the environment of a kernel, by the rules of the kernel gateway.
 
@@ -40,13 +43,17 @@ def kernel_environment(
     process : mapping
         The environment of this server.
     requested : mapping or None
-        The variables in the request. If None, the kernel inherits the whole environment; else
-        only PATH, the locale (LANG, LANGUAGE, LC_*) and the `inherited` names.
+        The variables in the request. If None, the kernel inherits the whole environment, except
+        for this server's tokens and `secrets`; else only PATH, the locale (LANG, LANGUAGE, LC_*)
+        and the `inherited` names.
     allowed : collection of str
         Names that a request may set, besides all that begin with ``KERNEL_``. Other variables in
         the request are ignored, and so are values that an environment cannot contain.
     inherited : collection of str
         Names that a kernel inherits even if its request has an environment.
+    secrets : collection of str
+        Names of variables from which libraries of this server take passwords and keys. A kernel
+        inherits them only if they are in `inherited`: its code may use them for something else.
 
     Raises
     ------
@@ -54,7 +61,9 @@ def kernel_environment(
         If `requested` is not a mapping.
     """
     if requested is None:
-        env = dict(process)
+        env = {n: v for n, v in process.items() if n not in secrets or n in inherited}
+        if env.get(_FOR_CLIENTS) in _tokens(process):
+            del env[_FOR_CLIENTS]
     elif not isinstance(requested, Mapping):
         raise InvalidRequest("env is not an object of strings")
     else:
@@ -74,6 +83,11 @@ def kernel_environment(
         env = {name: value for name, value in env.items() if not _is_of_the_service(name)}
     env["KERNEL_GATEWAY"] = "1"
     return env
+
+
+def _tokens(process: Mapping[str, str]) -> list[str]:
+    """Return the tokens of this server that are in its environment."""
+    return [process[name] for name in ("JUPYTER_TOKEN", "KG_AUTH_TOKEN") if name in process]
 
 
 def _is_of_the_service(name: str) -> bool:

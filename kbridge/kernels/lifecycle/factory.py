@@ -20,7 +20,7 @@ from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.environment import kernel_environment
 from kbridge.kernels.lifecycle.kernel_process import Launch
 from kbridge.kernels.lifecycle.launchable import check_launchable
-from kbridge.kernels.lifecycle.provisioners import provisioner_name
+from kbridge.kernels.lifecycle.provisioners import LOCAL, provisioner_name
 from kbridge.kernels.lifecycle.resource_limits import ResourceLimits
 from kbridge.kernels.lifecycle.seed import Seed, load_seed
 from kbridge.kernels.lifecycle.started import StartedKernel
@@ -231,6 +231,14 @@ class KernelFactory:
         manager = self._make(row.kernel_name, row.kernel_id, Path(row.log_path))
         return StartedKernel(manager, self._services)
 
+    def may_give(self, spec: KernelSpec, user: str) -> bool:
+        """Return True if a user may get a kernel that was started in advance.
+
+        Provisioners other than jupyter_client's own may start a process as its user, and nobody is
+        the user of a kernel in a pool.
+        """
+        return not user or provisioner_name(spec.metadata, self._jupyter) == LOCAL
+
     def environment(self, requested: Mapping[str, Any] | None) -> dict[str, str]:
         """Return the environment of a kernel; see `kernel_environment`."""
         return kernel_environment(
@@ -238,6 +246,7 @@ class KernelFactory:
             requested,
             allowed=self._options.allowed_envs,
             inherited=self._options.inherited_envs,
+            secrets=self._services.writer.secret_variables | self._services.hubs.secret_variables,
         )
 
     async def fingerprint(self, name: str) -> str:

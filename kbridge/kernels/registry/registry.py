@@ -73,6 +73,8 @@ class Registry:
         The name in messages: the file, or the URL without its password.
     shared : bool
         True if several servers write to it all the time.
+    secret_variables : frozenset of str
+        The environment variables from which its driver takes a password.
     advice : str
         The end of the message of each error, for the operator.
 
@@ -97,6 +99,9 @@ class Registry:
         for secret in self._secrets:
             shown = shown.replace(f":{secret}@", ":***@")
         self.name = str(self.path or shown.partition("?")[0])
+        # The client library of PostgreSQL reads it if the URL has no password.
+        names = ["PGPASSWORD"] if url.startswith("postgresql") else []
+        self.secret_variables = frozenset(names)
         self._opened: Store | None = None
         self._one = threading.Lock()
         self._in_use = False  # True once this server has written a row

@@ -85,6 +85,11 @@ class RegistryWriter:
         return self._registry is not None
 
     @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables from which the registry's driver takes a password."""
+        return frozenset() if self._registry is None else self._registry.secret_variables
+
+    @property
     def directory(self) -> Path | None:
         """The directory of the registry's file; None if there is no file."""
         path = None if self._registry is None else self._registry.path

@@ -34,6 +34,35 @@ def test_kernel_environment(requested, allowed, inherited, expected):
     assert env == {**expected, "KERNEL_GATEWAY": "1"}
 
 
+SECRETS = {"PGPASSWORD": "p", "OTEL_EXPORTER_OTLP_HEADERS": "key=k"}
+
+
+@pytest.mark.parametrize(
+    ("requested", "inherited", "found"),
+    [
+        (None, [], {}),
+        (None, ["PGPASSWORD"], {"PGPASSWORD": "p"}),
+        ({}, ["PGPASSWORD"], {"PGPASSWORD": "p"}),
+        ({"PGPASSWORD": "mine"}, [], {"PGPASSWORD": "mine"}),
+    ],
+)
+def test_secrets_that_the_server_uses_are_inherited_by_name_only(requested, inherited, found):
+    env = kernel_environment(
+        {**PROCESS, **SECRETS},
+        requested,
+        allowed=["PGPASSWORD"],
+        inherited=inherited,
+        secrets=SECRETS,
+    )
+    assert {name: env[name] for name in SECRETS if name in env} == found
+
+
+@pytest.mark.parametrize(("token", "stays"), [("s", False), ("of another server", True)])
+def test_the_token_of_this_server_is_not_inherited_under_the_name_for_clients(token, stays):
+    env = kernel_environment({**PROCESS, "KBRIDGE_TOKEN": token}, None)
+    assert ("KBRIDGE_TOKEN" in env) is stays
+
+
 def test_a_kernel_speaks_the_servers_language():
     locale = {"LANG": "de_DE.UTF-8", "LANGUAGE": "de:en", "LC_CTYPE": "C.UTF-8", "LC_ALL": "POSIX"}
     env = kernel_environment({**locale, "LCX": "1", "PATH": "/bin"}, {"KERNEL_A": "1"})

@@ -7,7 +7,7 @@ import pytest
 
 from kbridge.errors import KernelLimitReached
 from kbridge.kernels.lifecycle.start_limits import StartLimits, check_user
-from tests.kernels.conftest import FakeProvisioner
+from tests.kernels.conftest import FakeProvisioner, pooled
 from tests.support.waiting import until
 
 
@@ -56,12 +56,14 @@ async def test_a_user_gets_as_many_kernels_as_allowed(make_manager, fake):
     assert (await start_all(manager, "fake", "alice", "alice"))[0] == ["alice"]
 
 
-async def test_kernels_of_a_pool_count(make_manager, fake):
-    manager = make_manager(max_kernels_per_user=1, pool={fake(): 1})
+async def test_kernels_of_a_pool_count(make_manager, spec):
+    manager = make_manager(max_kernels_per_user=1, pool={spec("s"): 1})
     await manager.open()
-    await until(lambda: len(FakeProvisioner.fleet) == 1, "the pool is full")
-    got, _ = await start_all(manager, "fake", "alice", "alice")
+    await until(lambda: pooled(manager, "s"), "the pool is full")
+    [waiting] = pooled(manager, "s")
+    got, _ = await start_all(manager, "s", "alice", "alice")
     assert got == ["alice"]
+    assert waiting.user == "alice"
 
 
 async def test_a_failed_start_does_not_count(make_manager, fake, monkeypatch):

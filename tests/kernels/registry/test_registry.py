@@ -16,6 +16,7 @@ from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.processes import ProcessState
 from kbridge.kernels.registry.models import KernelRow, Owner, SessionRow, decode, encode
 from kbridge.kernels.registry.registry import Registry, secrets_of
+from kbridge.kernels.registry.writer import RegistryWriter
 
 HERE = Owner("127.0.0.1:8888/", "here", 100, "first")
 NEXT = Owner("127.0.0.1:8888/", "here", 200, "second")
@@ -366,6 +367,23 @@ def test_other_databases_without_their_password(url, words):
     assert "db.example" in str(caught.value)
     for secret in ("top%40secret", "top@secret"):
         assert secret not in str(caught.value) + repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("url", "names"),
+    [
+        ("postgresql://me@h/k", {"PGPASSWORD"}),
+        ("postgresql+psycopg://h/k", {"PGPASSWORD"}),
+        ("sqlite:////var/lib/postgres/k", set()),
+        ("/var/lib/postgres/k", set()),
+    ],
+)
+def test_the_variable_of_a_password_is_known(url, names):
+    registry = Registry(url)
+    assert registry.secret_variables == names
+    registry.close()
+    assert RegistryWriter(registry).secret_variables == names
+    assert RegistryWriter().secret_variables == set()
 
 
 @pytest.mark.parametrize(
