@@ -126,6 +126,8 @@ TESTED_BY = {
     "server/http/admission.py": "server/http/test_guarded_server.py",
     "server/metrics.py": "server/api/test_metrics.py",
     "server/http/request_gate.py": "server/http/test_guarded_server.py",
+    "slurm/endings.py": "slurm/test_provisioner.py",
+    "slurm/submission.py": "slurm/test_provisioner.py",
     "slurm/kernel_job.py": "slurm/test_callback.py",
     "slurm/encryption.py": "slurm/test_launch.py",
     "slurm/settings.py": "slurm/test_options.py",

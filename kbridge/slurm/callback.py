@@ -17,7 +17,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -62,13 +62,15 @@ class JobKeys:
     ----------
     token, secret : bytes
         The one-time token, and the secret key.
+    job_public : bytes
+        The public key of the job; empty before its first call.
     """
 
     token: bytes = field(repr=False)
     secret: bytes = field(repr=False)
-    _job_public: bytes = b""
-    _seals: Seals | None = field(default=None, repr=False)
-    _count: int = 0
+    job_public: bytes = b""
+    _seals: Seals | None = field(default=None, init=False, repr=False)
+    _count: int = field(default=0, init=False)
 
     @classmethod
     def new(cls) -> JobKeys:
@@ -92,14 +94,14 @@ class JobKeys:
         """
         if not hmac.compare_digest(signature.encode(), proof(self.token, public).encode()):
             raise ValueError("the sender does not have the token of the job")
-        if self._job_public and public != self._job_public:
+        if self.job_public and public != self.job_public:
             raise ValueError("the token of the job was used before by another sender")
         seals = self._seals or Seals(self.token, self.secret, public, public)
         content = seals.open("job", sealed)
         count = content.get("count") if isinstance(content, dict) else None
         if not isinstance(count, int) or count <= self._count:
             raise ValueError("the message was received before")
-        self._count, self._job_public, self._seals = count, public, seals
+        self._count, self.job_public, self._seals = count, public, seals
         return dict(content)
 
     def answer(self, content: dict[str, Any], count: int) -> str:
@@ -131,12 +133,14 @@ class Callbacks:
     def __init__(
         self, endpoint: Endpoint, log: logging.Logger | logging.LoggerAdapter[Any]
     ) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._log = log
         self._server: asyncio.Server | None = None
         self._listening = asyncio.Lock()
         self._kernels: dict[str, tuple[JobKeys, Handler]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
+        # Those whose senders have not proved anything yet, the oldest first.
+        self._connections: dict[asyncio.StreamWriter, None] = {}
         self._refused = LogThrottle(burst=5)
         self.ip = endpoint.ip
         self.port = 0
@@ -153,6 +157,10 @@ class Callbacks:
             If the address or the files for TLS cannot be used.
         """
         servers = _servers.setdefault(asyncio.get_running_loop(), {})
+        for other in servers.values():
+            # A kernel of an earlier process names the port that another one has found free.
+            if other.port and replace(other.endpoint, port=other.port) == endpoint:
+                return other
         callbacks = servers.setdefault(endpoint, cls(endpoint, log))
         await callbacks.listen()
         return callbacks
@@ -162,15 +170,12 @@ class Callbacks:
         async with self._listening:
             if self._server is not None:
                 return
-            place = self._endpoint
+            place = self.endpoint
             try:
+                self._tls = _tls(place)
+                # TLS begins later, so that connections count before their handshake.
                 self._server = await asyncio.start_server(
-                    self._connected,
-                    place.ip,
-                    place.port,
-                    limit=_MOST_LINE,
-                    ssl=_tls(place),
-                    ssl_handshake_timeout=_READ_TIMEOUT if place.certfile else None,
+                    self._connected, place.ip, place.port, limit=_MOST_LINE
                 )
             except (OSError, ValueError) as error:
                 raise ListenError(
@@ -191,22 +196,22 @@ class Callbacks:
             return
         server, self._server = self._server, None
         server.close()
-        if self._endpoint.port == 0:
-            self.port = 0
+        self.port = 0
 
     # -- connections ----------------------------------------------------------------------------
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            # The oldest has had the most time; a job needs some milliseconds.
+            next(iter(self._connections)).transport.abort()
+        self._connections[writer] = None
         try:
-            if len(self._tasks) >= _MOST_CONNECTIONS:
-                writer.transport.abort()
-                return
-            self._tasks.add(task)
-            async with asyncio.timeout(_READ_TIMEOUT):
-                line = await reader.readline()
             peer = writer.get_extra_info("peername")
+            async with asyncio.timeout(_READ_TIMEOUT):
+                if self._tls is not None:
+                    await writer.start_tls(self._tls, ssl_handshake_timeout=_READ_TIMEOUT)
+                line = await reader.readline()
+            self._connections.pop(writer, None)
             answer = await self._answer(line, str(peer[0]) if peer else "")
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(_READ_TIMEOUT):
@@ -216,7 +221,7 @@ class Callbacks:
         except (OSError, ValueError, TimeoutError):
             writer.transport.abort()  # the sender went away, is too slow, or sent too much
         finally:
-            self._tasks.discard(task)
+            self._connections.pop(writer, None)
             writer.close()
 
     async def _answer(self, line: bytes, peer: str) -> dict[str, Any]:

@@ -108,6 +108,18 @@ class SlurmCommands:
                 )
         return shown or JobStatus(job_id, "FORGOTTEN")
 
+    async def find(self, comment: str) -> list[int]:
+        """Return the waiting and running jobs of this user with a comment.
+
+        Raises
+        ------
+        KernelError
+            If squeue fails.
+        """
+        output = await self._run("squeue", "--noheader", "--me", "--format=%i|%k")
+        lines = (line.partition("|") for line in output.splitlines())
+        return [int(job) for job, _, text in lines if job.isdecimal() and text == comment]
+
     async def cancel(self, job_id: int) -> None:
         """End a job, waiting or running. A job that has ended is not an error.
 

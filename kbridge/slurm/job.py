@@ -145,7 +145,10 @@ class Job:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in FORWARDED:
             signal.signal(number, self._forward)
-        self._directory = tempfile.mkdtemp(prefix="kernel-")
+        self._umask = os.umask(0o077)  # kernels get the one of the user
+        self._directory = ""
+        self._failure = ""
+        self._unwanted = False
 
     def run(self) -> int:
         """Run kernels until the bridge wants no more; return the exit code of the last one."""
@@ -156,13 +159,23 @@ class Job:
                 answer = self._launch(generation, patience)
                 if answer is None:
                     return code
-                code, bound = self._run_kernel(generation, answer)
+                try:
+                    code, bound = self._run_kernel(generation, answer)
+                except OSError as error:
+                    # A full disk, or an address that is not one of this node.
+                    self._failure = f"On {socket.gethostname()}: {error}"
+                    say(self._failure)
+                    self._kill()
+                    code, bound = 1, False
+                if self._unwanted:
+                    return code
                 patience = self._report_end(generation, code, bound)
                 if patience <= 0:
                     return code
                 generation += 1
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            if self._directory:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -188,7 +201,7 @@ class Job:
 
     def _report_end(self, generation: int, code: int, bound: bool) -> float:
         """Tell the end of the kernel; return for how many seconds the job stays."""
-        tail = self._tail()
+        tail = (self._tail() + self._failure)[-TAIL:]
         deadline = time.monotonic() + PATIENCE * 3
         while time.monotonic() < deadline:
             try:
@@ -205,12 +218,16 @@ class Job:
     def _run_kernel(self, generation: int, answer: dict[str, Any]) -> tuple[int, bool]:
         """Run one kernel to its end; return its exit code, and True if its ports were bound."""
         launch, ip = answer["launch"], answer["ip"]
+        self._failure = ""
+        if not self._directory:
+            self._directory = tempfile.mkdtemp(prefix="kernel-")
         for attempt in range(PORT_ATTEMPTS):
             ports = free_ports(ip)
             self._start(launch, ip, ports)
-            if self._wait_bound(ip, ports):
-                self._serve(generation, ports)
+            if self._wait_bound(ip, ports, launch["start_timeout"]):
+                self._serve(generation, ip, ports)
                 return self._code(), True
+            self._code()
             text = self._tail().lower()
             if not any(words in text for words in _TAKEN):
                 break
@@ -225,6 +242,12 @@ class Job:
         if launch["prologue"]:
             argv = ["/bin/bash", "-c", launch["prologue"] + '\nexec "$@"', "kernel", *argv]
         env = {**os.environ, **launch["env"]}
+        env.pop("SLURM_JWT", None)  # the server's right to submit jobs
+        umask = self._umask
+
+        def prepare() -> None:
+            _prepare_child(umask)
+
         places = [launch["cwd"], env.get("HOME", ""), "/"]
         output = sys.stdout.fileno() if launch["inherit_output"] else self._log()
         try:
@@ -235,34 +258,43 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_prepare_child,
+                preexec_fn=prepare,
             )
         except OSError as error:
             # As a shell would: the bridge shows the text as the kernel's own.
             command = "printf '%s\\n' \"$1\"; exit 127"
             reason = f"The kernel cannot be started on {socket.gethostname()}: {error}"
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", command, "sh", reason], stdout=output, preexec_fn=_prepare_child
+                ["/bin/sh", "-c", command, "sh", reason], stdout=output, preexec_fn=prepare
             )
         finally:
             if not launch["inherit_output"]:
                 os.close(output)
 
-    def _wait_bound(self, ip: str, ports: dict[str, int]) -> bool:
+    def _wait_bound(self, ip: str, ports: dict[str, int], seconds: float) -> bool:
         """Return True when all ports are bound by this user; False if the kernel ended before."""
+        deadline = time.monotonic() + seconds
         while self._code_or_none() is None:
             if listens(ip, set(ports.values())):
                 return True
+            if time.monotonic() > deadline:
+                self._failure = f"The kernel did not listen on {ip} within {seconds:.0f} s."
+                self._kill()
+                return False
             self._pause(0.05)
         return False
 
-    def _serve(self, generation: int, ports: dict[str, int]) -> None:
+    def _serve(self, generation: int, ip: str, ports: dict[str, int]) -> None:
         """Return when the kernel has ended; tell its ports until then."""
         known = False
         while self._code_or_none() is None:
             try:
-                self._caller.call("ready", generation=generation, ports=ports)
+                answer = self._caller.call("ready", generation=generation, ip=ip, ports=ports)
                 known = True
+                if answer.get("end"):
+                    self._unwanted = True
+                    self._end()
+                    return
             except ConnectionError as error:
                 say(f"The bridge does not answer: {error}")
             self._trim()
@@ -272,8 +304,26 @@ class Job:
         return None if self._process is None else self._process.poll()
 
     def _code(self) -> int:
-        code = self._process.wait() if self._process is not None else 1
+        """Return the exit code, when nothing of the kernel is left."""
+        if self._process is None:
+            return 1
+        code = self._process.wait()
+        try:
+            # Its children may hold a GPU that the next kernel needs.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
         return code if code >= 0 else 128 - code
+
+    def _end(self) -> None:
+        """Ask the kernel to end, and kill it if it does not."""
+        self._forward(signal.SIGTERM, None)
+        self._pause(PATIENCE, until=lambda: self._code_or_none() is not None)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._code_or_none() is None and self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _forward(self, number: int, _frame: Any) -> None:
         process = self._process
@@ -358,8 +408,9 @@ def listens(ip: str, ports: set[int]) -> bool:
     return ports <= found
 
 
-def _prepare_child() -> None:
+def _prepare_child(umask: int) -> None:
     """Give the kernel a process group, and let it end with this process whatever happens."""
+    os.umask(umask)
     os.setpgid(0, 0)
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -369,5 +420,4 @@ def _prepare_child() -> None:
 
 def main(parameters: dict[str, Any]) -> int:
     """Run the job."""
-    os.umask(0o077)
     return Job(parameters).run()

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from kbridge.errors import InvalidRequest
+from kbridge.kernels.lifecycle.queued import JobEnd
 from kbridge.slurm.callback import JobKeys
 from kbridge.slurm.job import PORTS
+from kbridge.slurm.status import JobStatus
 
 __all__ = ["KernelJob"]
 
 _MOST_TAIL = 8192
+# States that explain the end of a kernel even if Slurm named them after that end.
+_ENDS = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"})
 
 
 @dataclass(slots=True)
@@ -45,7 +49,9 @@ class KernelJob:
     final : bool
         True if no kernel follows the current one.
     cancelled : bool
-        True if this server has ended the job.
+        True if this server has ended the job, or wants it to end.
+    restarts : bool
+        True if a restart was asked for before the end of the kernel.
     by_itself : bool
         True if the kernel ended while Slurm did not end the job.
     """
@@ -65,12 +71,14 @@ class KernelJob:
     final: bool = False
     cancelled: bool = False
     by_itself: bool = False
+    restarts: bool = False
 
     def info(self) -> dict[str, Any]:
         """Return what another process needs, as JSON."""
         return {
             "job_id": self.job_id,
             "token": self.keys.token.hex(),
+            "job_public": self.keys.job_public.hex(),
             "secret": self.keys.secret.hex(),
             "launch": self.launch,
             "ip": self.ip,
@@ -85,7 +93,8 @@ class KernelJob:
     def load(cls, info: dict[str, Any]) -> Self:
         """Return the job that `info` describes."""
         values = dict(info)
-        keys = JobKeys(bytes.fromhex(values.pop("token")), bytes.fromhex(values.pop("secret")))
+        names = ("token", "secret", "job_public")
+        keys = JobKeys(*(bytes.fromhex(values.pop(name)) for name in names))
         return cls(keys=keys, **values)
 
     @property
@@ -100,7 +109,41 @@ class KernelJob:
         self.generation += 1
         self.asked = False
         self.node_ip, self.ports, self.code, self.tail = "", {}, None, ""
-        self.final = self.by_itself = False
+        self.final = self.by_itself = self.restarts = False
+
+    # -- texts ----------------------------------------------------------------------------------
+
+    def queue_text(self, status: JobStatus | None, error: str) -> str:
+        """Return one line on a job whose kernel does not run yet."""
+        if status is None:
+            text = f"Slurm job {self.job_id} was submitted"
+        else:
+            text = f"{status.text}; the kernel starts" if status.runs else status.text
+        return f"{text}; Slurm does not answer now: {error}" if error else text
+
+    def ended_by_slurm(self, status: JobStatus | None) -> bool:
+        """Return True if the job has ended, and not because of the end of the kernel."""
+        if status is None or not status.ended:
+            return False
+        return not self.by_itself or status.state in _ENDS
+
+    def end_text(self, status: JobStatus | None) -> str:
+        """Return one line on the end of the job or of the kernel in it; empty if unknown."""
+        if self.cancelled:
+            return ""
+        if status is not None and self.ended_by_slurm(status):
+            return status.text
+        if self.code is None:
+            return ""
+        return f"The kernel ended with exit code {self.code} in Slurm job {self.job_id}"
+
+    def end_kind(self, status: JobStatus | None) -> JobEnd:
+        """Return the kind of the end; see `JobEnd`."""
+        if self.cancelled:
+            return JobEnd.UNKNOWN
+        if status is not None and self.ended_by_slurm(status):
+            return status.end_kind
+        return JobEnd.UNKNOWN if self.code is None else JobEnd.CRASH
 
     # -- the calls of the job -------------------------------------------------------------------
 
@@ -124,8 +167,12 @@ class KernelJob:
         InvalidRequest
             If they are not ports.
         """
+        if self.cancelled:
+            return {"end": True}
         if message.get("generation") != self.generation or self.code is not None:
             return {}
+        if message.get("ip") != node_ip:
+            raise InvalidRequest("the call does not come from the address of the kernel")
         ports = message.get("ports")
         valid = (
             isinstance(ports, dict)

@@ -19,9 +19,12 @@ from kbridge.errors import InvalidRequest, SetupError
 from kbridge.kernels.lifecycle.resource_limits import parse_cpus, parse_memory
 
 __all__ = [
+    "FORBIDDEN",
     "PREFIX",
     "RESOURCES",
     "Allowance",
+    "configured",
+    "extra_options",
     "requested_resources",
     "sbatch_options",
     "within_limits",
@@ -29,6 +32,14 @@ __all__ = [
 
 # Variables of a request: KERNEL_SLURM_PARTITION and so on.
 PREFIX: Final = "KERNEL_SLURM_"
+# Options with which a job would not be one that this server knows.
+FORBIDDEN: Final = frozenset(
+    {
+        *("--array", "-a", "--clusters", "-M", "--comment", "--export", "--export-file", "--help"),
+        *("--parsable", "--requeue", "--test-only", "--usage", "--version", "-V", "--wait", "-W"),
+        *("--wrap", "--uid", "--gid", "--ignore-pbs"),
+    }
+)
 _LONGEST = 256
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@%+-]*", re.ASCII)
@@ -230,6 +241,21 @@ def within_limits(resources: Mapping[str, str], env: Mapping[str, str]) -> dict[
     except ValueError as error:
         raise InvalidRequest(f"KERNEL_CPUS_LIMIT or KERNEL_MEMORY_LIMIT: {error}") from None
     return found
+
+
+def extra_options(options: Sequence[str]) -> Sequence[str]:
+    """Return sbatch's options of a kernelspec, after a check.
+
+    Raises
+    ------
+    SetupError
+        If one is not an option, or one that this server needs itself.
+    """
+    for option in options:
+        name = option.partition("=")[0] if option.startswith("--") else option[:2]
+        if not name.startswith("-") or name in FORBIDDEN or name == "--":
+            raise SetupError(f"sbatch_options: {_shown(option)} cannot be used")
+    return options
 
 
 def sbatch_options(resources: Mapping[str, str], *others: str) -> Sequence[str]:

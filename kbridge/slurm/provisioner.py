@@ -32,28 +32,25 @@ from kbridge.kernels.tasks import in_thread
 from kbridge.slurm.callback import Callbacks, Endpoint, JobKeys, default_ip
 from kbridge.slurm.commands import SlurmCommands
 from kbridge.slurm.encryption import choose_encryption, connection_keys, trusted
+from kbridge.slurm.endings import keep_trying
 from kbridge.slurm.job import KILL
 from kbridge.slurm.kernel_job import KernelJob
 from kbridge.slurm.launch import kernel_argv, kernel_env
-from kbridge.slurm.options import (
-    Allowance,
-    requested_resources,
-    sbatch_options,
-    within_limits,
-)
-from kbridge.slurm.script import address_text, batch_script
+from kbridge.slurm.options import Allowance, requested_resources, within_limits
 from kbridge.slurm.settings import SlurmSettings
 from kbridge.slurm.status import JobStatus
+from kbridge.slurm.submission import announced, job_options, job_script, submit_job
 from kbridge.slurm.watch import JobWatch
 
 __all__ = ["SlurmProvisioner"]
 
 # Seconds before the end of a job's stay in which it is no longer used: it may be leaving.
 _MARGIN: Final = 10.0
+# Seconds to wait for Slurm's answer: while a job waits for ours, and while a server polls.
+_PATIENCE: Final = 5.0
+_POLL_PATIENCE: Final = 1.0
 # Seconds to wait for Slurm's final state of a job whose kernel has ended.
 _COMPLETING: Final = 10.0
-# States that explain the end of a kernel even if Slurm named them after that end.
-_ENDS: Final = frozenset({"TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"})
 
 
 class SlurmProvisioner(SlurmSettings):
@@ -74,6 +71,7 @@ class SlurmProvisioner(SlurmSettings):
         self._reaped = False
         self._waiting = False
         self._text = ""
+        self._unheard = ""  # why jobs cannot call, as the log has it
         self._completing_until = 0.0
 
     @property
@@ -91,13 +89,13 @@ class SlurmProvisioner(SlurmSettings):
     def _watch(self) -> JobWatch:
         return JobWatch.shared(self.commands_dir, self.command_timeout)
 
-    async def _ask(self, max_age: float) -> JobStatus | None:
-        """Return the state of the job; the last known one if Slurm does not answer."""
+    async def _ask(self, max_age: float, patience: float | None = None) -> JobStatus | None:
+        """Return the state of the job; the last known one if Slurm does not answer in time."""
         job = self._job
         if job is None:
             return None
         self._watch.add(job.job_id)
-        status = await self._watch.status(job.job_id, max_age)
+        status = await self._watch.status(job.job_id, max_age, patience)
         if status is not None and job is self._job:
             self._status = status
         self._note_text()
@@ -170,6 +168,7 @@ class SlurmProvisioner(SlurmSettings):
             "cwd": str(cwd or ""),
             "prologue": self.prologue,
             "inherit_output": bool(self.output),
+            "start_timeout": self.start_timeout,
             "connection": connection_keys(self.parent),
         }
 
@@ -185,6 +184,7 @@ class SlurmProvisioner(SlurmSettings):
         ListenError
             If jobs cannot call back.
         """
+        self._check_resubmission()
         env = kwargs.get("env") or dict(os.environ)
         launch = self._launch(cmd, env, kwargs.get("cwd"))
         job = self._job
@@ -196,68 +196,64 @@ class SlurmProvisioner(SlurmSettings):
         self._happened.clear()
         self._note_text()
 
+    def _check_resubmission(self) -> None:
+        """Refuse an automatic restart after an end that is not a crash; kbridge decides by itself.
+
+        jupyter_client's restarter does not ask the kernel to end; a restart that a user wants does.
+        """
+        from kbridge.kernels.kernel import BridgeKernel
+
+        job, status = self._job, self._status
+        if isinstance(self.parent, BridgeKernel) or job is None:
+            return
+        if job.ended_by_slurm(status) and not job.restarts and self.end_kind is not JobEnd.CRASH:
+            raise KernelStartError(f"{self.end_text}; restart the kernel to submit another job")
+
     async def _stays(self, job: KernelJob) -> bool:
         if job.code is None or job.cancelled or time.monotonic() > job.stays_until - _MARGIN:
             return False
-        status = await self._ask(0)
+        status = await self._ask(0, _PATIENCE)
         return status is not None and status.state == "RUNNING" and not self._watch.error
 
     async def _submit(self, launch: dict[str, Any], resources: dict[str, str]) -> None:
-        with suppress(KernelError):  # it leaves by itself, too
-            await self._cancel()
-        self._forget()
-        keys = JobKeys.new()
+        options = job_options(self, resources)
         certificate = await in_thread(trusted, self.callback_certfile, self.callback_cafile)
-        callbacks = await self._listen()
-        own = address_text(callbacks.ip, callbacks.port)
-        script = batch_script(
-            self.python,
-            {
-                "kernel": self.kernel_id,
-                "addresses": list(self.callback_addresses) or [own],
-                "certificate": certificate,
-                "token": keys.token.hex(),
-                "bridge": keys.public.hex(),
-                "patience": self.callback_timeout,
-            },
-        )
-        options = sbatch_options(
-            resources,
-            "--no-requeue",
-            "--nodes=1",
-            "--ntasks=1",
-            f"--job-name={self.job_name}",
-            f"--comment=kernel {self.kernel_id}",
-            f"--output={self.output or '/dev/null'}",
-            "--chdir=/tmp",
-            *self.sbatch_options,
-        )
+        await self._leave_job()
+        keys, kernel_id = JobKeys.new(), str(self.kernel_id)
+        callbacks = await self._listen(self.callback_ip, self.callback_port)
+        # Before sbatch: the socket closes with the last kernel, and the job may call at once.
+        callbacks.expect(kernel_id, keys, self._called)
         try:
-            job_id = await self._commands.submit(options, script)
-        except KernelError as error:
-            raise KernelStartError(str(error)) from None
-        self._status = None
+            address = await in_thread(announced, callbacks.ip, callbacks.port)
+            script = job_script(self, keys, address, certificate)
+            job_id = await submit_job(self._commands, kernel_id, options, script, self.log)
+        except BaseException:
+            callbacks.forget(kernel_id)
+            raise
+        self._callbacks, self._status = callbacks, None
         self._job = KernelJob(job_id, keys, launch, callbacks.ip, callbacks.port)
-        callbacks.expect(str(self.kernel_id), keys, self._called)
         self._watch.add(job_id)
         self.log.info("Kernel %s is Slurm job %d", self.kernel_id, job_id)
 
-    async def _listen(self) -> Callbacks:
-        """Listen for jobs; where the job of an earlier process calls, if there is one.
+    async def _leave_job(self) -> None:
+        """End the job of the kernel before, if it is still there."""
+        job = self._job
+        if job is not None and not (self._status is not None and self._status.ended):
+            with suppress(KernelError):  # it leaves by itself, too
+                await self._cancel()
+        self._forget()
+
+    async def _listen(self, ip: str, port: int) -> Callbacks:
+        """Listen for jobs.
 
         Raises
         ------
-        ListenError
+        ListenError, SetupError
             If that is impossible.
         """
-        job = self._job
-        ip, port = self.callback_ip, self.callback_port
-        if job is not None and not port:
-            ip, port = job.ip, job.port
         ip = ip or await in_thread(default_ip)
         endpoint = Endpoint(ip, port, self.callback_certfile, self.callback_keyfile)
-        self._callbacks = await Callbacks.shared(endpoint, self.log)
-        return self._callbacks
+        return await Callbacks.shared(endpoint, self.log)
 
     # -- waiting --------------------------------------------------------------------------------
 
@@ -273,7 +269,7 @@ class SlurmProvisioner(SlurmSettings):
         if job is None:
             raise KernelStartError("The kernel was not submitted")
         while not job.ports:
-            status = await self._ask(self.poll_interval)
+            status = await self._ask(self.poll_interval, _PATIENCE)
             if job.code is not None or job.cancelled or (status is not None and status.ended):
                 break
             await self._expect(job)
@@ -294,7 +290,7 @@ class SlurmProvisioner(SlurmSettings):
         job.final = True
         with suppress(KernelError, TimeoutError):
             async with asyncio.timeout(_COMPLETING):
-                while (status := await self._ask(0)) is not None and not status.ended:
+                while (status := await self._ask(0, _PATIENCE)) is not None and not status.ended:
                     if not status.completing:
                         await self._scancel(job)
                     await asyncio.sleep(0.2)
@@ -305,11 +301,17 @@ class SlurmProvisioner(SlurmSettings):
         """Listen for the job of an earlier process; it is tried again if that is impossible."""
         if self._callbacks is not None or job.code is not None:
             return
+        port = self.callback_port
+        ip = (self.callback_ip or job.ip) if port else job.ip
         try:
-            callbacks = await self._listen()
+            callbacks = await self._listen(ip, port or job.port)
         except (ListenError, SetupError) as error:
-            self.log.error("Kernel %s cannot be started yet: %s", self.kernel_id, error)
+            if self._unheard != str(error):
+                self._unheard = str(error)
+                self.log.error("Kernel %s cannot be called by its job: %s", self.kernel_id, error)
             return
+        self._unheard = ""
+        self._callbacks = callbacks
         callbacks.expect(str(self.kernel_id), job.keys, self._called)
 
     async def _called(self, message: dict[str, Any], peer: str) -> dict[str, Any]:
@@ -319,7 +321,8 @@ class SlurmProvisioner(SlurmSettings):
             raise Conflict(f"the kernel is not that of Slurm job {message.get('job')!r:.20}")
         kind = message.get("kind")
         if kind == "ended":
-            await self._ask(0)  # Slurm knows now whether it is ending the job
+            if not (job.final or job.cancelled):
+                await self._ask(0, _PATIENCE)  # Slurm knows now whether it is ending the job
             answer = job.ended(
                 message,
                 by_itself=self._runs(),
@@ -327,18 +330,23 @@ class SlurmProvisioner(SlurmSettings):
                 now=time.monotonic(),
             )
             self._completing_until = time.monotonic() + _COMPLETING
+        elif job.cancelled and kind in ("hello", "ready"):
+            answer = {"end": True}  # also if Slurm does not answer
         elif kind in ("hello", "ready"):
-            await self._ask(self.poll_interval)
-            if not self._runs():
-                await self._ask(0)
-            if not self._runs():
-                raise Conflict(f"Slurm does not say that job {job.job_id} runs")
+            await self._check_running(job)
             node_ip = peer if self.kernel_address == "callback" else await self._node_ip()
             answer = (job.hello if kind == "hello" else job.ready)(message, node_ip)
         else:
             raise Conflict("an unknown kind of message")
         self._happened.set()
         return answer
+
+    async def _check_running(self, job: KernelJob) -> None:
+        await self._ask(self.poll_interval, _PATIENCE)
+        if not self._runs():
+            await self._ask(0, _PATIENCE)
+        if not self._runs():
+            raise Conflict(f"Slurm does not say that job {job.job_id} runs")
 
     def _runs(self) -> bool:
         status = self._status
@@ -370,46 +378,21 @@ class SlurmProvisioner(SlurmSettings):
             self.changed()
 
     def _current_text(self) -> str:
-        job, status = self._job, self._status
-        if not self._waiting or job is None:
+        if not self._waiting or self._job is None:
             return ""
-        if status is None:
-            text = f"Slurm job {job.job_id} was submitted"
-        else:
-            text = f"{status.text}; the kernel starts" if status.runs else status.text
-        error = self._watch.error
-        return f"{text}; Slurm does not answer now: {error}" if error else text
+        return self._job.queue_text(self._status, self._watch.error)
 
     # -- the end --------------------------------------------------------------------------------
 
     @property
     def end_text(self) -> str:
         """One line on the end of the job or of the kernel in it; empty if it is unknown."""
-        job, status = self._job, self._status
-        if job is None or job.cancelled:
-            return ""
-        if status is not None and self._slurm_ended():
-            return status.text
-        if job.code is None:
-            return ""
-        return f"The kernel ended with exit code {job.code} in Slurm job {job.job_id}"
+        return self._job.end_text(self._status) if self._job is not None else ""
 
     @property
     def end_kind(self) -> JobEnd:
         """The kind of the end; see `JobEnd`."""
-        job, status = self._job, self._status
-        if job is None or job.cancelled:
-            return JobEnd.UNKNOWN
-        if status is not None and self._slurm_ended():
-            return status.end_kind
-        return JobEnd.UNKNOWN if job.code is None else JobEnd.CRASH
-
-    def _slurm_ended(self) -> bool:
-        """Return True if the job has ended, and not because of the end of the kernel."""
-        job, status = self._job, self._status
-        if job is None or status is None or not status.ended:
-            return False
-        return not job.by_itself or status.state in _ENDS
+        return self._job.end_kind(self._status) if self._job is not None else JobEnd.UNKNOWN
 
     @property
     def has_process(self) -> bool:
@@ -428,9 +411,10 @@ class SlurmProvisioner(SlurmSettings):
                 return job.code
             if time.monotonic() > self._completing_until:
                 return job.code
-            status = await self._ask(0.2)
+            status = await self._ask(0.2, _POLL_PATIENCE)
             return None if status is not None and status.completing else job.code
-        status = await self._ask(self.poll_interval)
+        # Nobody waits for a Slurm that is slow: until it says something, the kernel runs.
+        status = await self._ask(self.poll_interval, _POLL_PATIENCE)
         if job.code is None and status is not None and status.ended:
             job.code = 0 if status.state == "COMPLETED" else 1
             self._happened.set()
@@ -455,7 +439,16 @@ class SlurmProvisioner(SlurmSettings):
         if job is None or not job.asked or job.code is not None or not signum:
             return
         # SIGKILL would end the batch script, and with it the job.
-        await self._commands.signal(job.job_id, KILL if signum == signal.SIGKILL else signum)
+        await self._signal(job, KILL if signum == signal.SIGKILL else signum)
+
+    async def _signal(self, job: KernelJob, number: int) -> None:
+        try:
+            await self._commands.signal(job.job_id, number)
+        except KernelError as error:
+            # jupyter_client sends signals on its way to the end of a kernel, and `cleanup` follows.
+            if not getattr(self.parent, "shutting_down", False):
+                raise
+            self.log.warning("Kernel %s got no signal %d: %s", self.kernel_id, number, error)
 
     async def kill(self, restart: bool = False) -> None:  # noqa: ARG002
         """End the kernel at once; its job may stay for the next one. A waiting job is ended.
@@ -469,7 +462,7 @@ class SlurmProvisioner(SlurmSettings):
         if job is None or job.code is not None:
             return
         if job.ports and self._runs():
-            await self._commands.signal(job.job_id, KILL)
+            await self._signal(job, KILL)
         else:
             await self._end_waiting(job)
 
@@ -485,7 +478,7 @@ class SlurmProvisioner(SlurmSettings):
         if job is None or job.code is not None:
             return
         if job.ports and self._runs():
-            await self._commands.signal(job.job_id, signal.SIGTERM)
+            await self._signal(job, signal.SIGTERM)
         else:
             await self._end_waiting(job)
 
@@ -499,21 +492,30 @@ class SlurmProvisioner(SlurmSettings):
         """Note whether another kernel follows in the same job."""
         if self._job is not None:
             self._job.final = not restart
+            self._job.restarts = restart
 
     async def cleanup(self, restart: bool = False) -> None:
         """End the job, unless the next kernel runs in it.
 
-        Raises
-        ------
-        KernelError
-            If scancel fails; the text says how to end the job by hand.
+        If Slurm does not answer, the job is ended in the background.
         """
         job = self._job
         if job is None or (restart and job.code is not None and not job.cancelled):
             return
         try:
             await self._cancel()
-        finally:
+        except KernelError as error:
+            if restart:
+                raise
+            # The job is told to end when it calls; its node is not held until the time limit.
+            keep_trying(lambda: self._end_given_up(job), f"Slurm job {job.job_id}", self.log)
+            self.log.error("%s", error)
+            return
+        self._forget()
+
+    async def _end_given_up(self, job: KernelJob) -> None:
+        await self._scancel(job)
+        if job is self._job:
             self._forget()
 
     def _forget(self) -> None:
@@ -552,5 +554,4 @@ class SlurmProvisioner(SlurmSettings):
             return
         job = self._job = KernelJob.load(info)
         self._waiting = not job.ports
-        await self._expect(job)
-        await self._ask(0)
+        await self._expect(job)  # Slurm is asked later: it may be slow, and the kernel runs

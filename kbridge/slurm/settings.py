@@ -130,6 +130,13 @@ class SlurmSettings(QueuedProvisioner):
         help="""Seconds for which a job that has started calls a server that does not answer, such
         as one that is being restarted. Then the job ends.""",
     )
+    start_timeout = Float(
+        300.0,
+        min=1.0,
+        config=True,
+        help="""Seconds that a kernel has from the start of its process until it listens on its
+        ports. Then it is killed, and the start has failed.""",
+    )
     restart_grace = Float(
         60.0,
         min=0.0,

@@ -10,8 +10,8 @@ from kbridge.kernels.lifecycle.queued import JobEnd
 __all__ = ["SQUEUE_FORMAT", "JobStatus", "parse_sacct", "parse_scontrol", "parse_squeue"]
 
 # %r, the reason, is last: nothing else may contain the separator.
-SQUEUE_FORMAT: Final = "%i|%T|%P|%B|%l|%S|%r"
-SACCT_FORMAT: Final = "JobIDRaw,State,Partition,NodeList,Timelimit,Start"
+SQUEUE_FORMAT: Final = "%i|%T|%P|%B|%l|%r"
+SACCT_FORMAT: Final = "JobIDRaw,State,Partition,NodeList,Timelimit"
 
 _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"})
 _FORGOTTEN = "FORGOTTEN"  # not one of Slurm's
@@ -48,8 +48,6 @@ class JobStatus:
         The node that runs the batch script; empty before it runs.
     time_limit : str
         As Slurm writes it, such as `1:00:00`.
-    start : str
-        The time at which the job began, or may begin; empty if unknown.
     reason : str
         Why the job waits, or why it failed; empty if Slurm names no reason.
     """
@@ -59,7 +57,6 @@ class JobStatus:
     partition: str = ""
     host: str = ""
     time_limit: str = ""
-    start: str = ""
     reason: str = ""
 
     @property
@@ -94,8 +91,7 @@ class JobStatus:
         if self.waits:
             where = f" in partition {self.partition}" if self.partition else ""
             reason = f": {self.reason}" if self.reason else ""
-            start = f" (it may start at {self.start})" if self.start else ""
-            return f"{job} waits{where}{reason}{start}"
+            return f"{job} waits{where}{reason}"
         if self.state == _FORGOTTEN:
             return f"{job} ended; Slurm has no record of it any longer"
         if self.ended:
@@ -124,8 +120,8 @@ def parse_squeue(text: str) -> dict[int, JobStatus]:
     """Return the jobs in the output of ``squeue --noheader --format=SQUEUE_FORMAT``."""
     jobs = {}
     for line in text.splitlines():
-        fields = line.split("|", 6)
-        if len(fields) == 7 and fields[0].isdecimal():
+        fields = line.split("|", 5)
+        if len(fields) == 6 and fields[0].isdecimal():
             job = _status(*fields)
             jobs[job.job_id] = job
     return jobs
@@ -141,7 +137,7 @@ def parse_scontrol(text: str) -> JobStatus | None:
             fields[name] = value
     if not fields.get("JobId", "").isdecimal():
         return None
-    names = ("JobId", "JobState", "Partition", "BatchHost", "TimeLimit", "StartTime", "Reason")
+    names = ("JobId", "JobState", "Partition", "BatchHost", "TimeLimit", "Reason")
     job_id, *others = (fields.get(name, "") for name in names)
     return _status(job_id, *others)
 
@@ -150,18 +146,17 @@ def parse_sacct(text: str) -> JobStatus | None:
     """Return the job in the output of ``sacct --parsable2``, if there is one."""
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) == 6 and fields[0].isdecimal():
-            job_id, state, partition, host, limit, start = fields
+        if len(fields) == 5 and fields[0].isdecimal():
+            job_id, state, partition, host, limit = fields
             state = state.split(" ")[0].rstrip("+")  # "CANCELLED by 1000"
-            return _status(job_id, state, partition, host, limit, start, "")
+            return _status(job_id, state, partition, host, limit, "")
     return None
 
 
 def _status(
-    job_id: str, state: str, partition: str, host: str, time_limit: str, start: str, reason: str
+    job_id: str, state: str, partition: str, host: str, time_limit: str, reason: str
 ) -> JobStatus:
-    partition, host, time_limit, start, reason = (
-        "" if value in _NONE else value[:100]
-        for value in (partition, host, time_limit, start, reason)
+    partition, host, time_limit, reason = (
+        "" if value in _NONE else value[:100] for value in (partition, host, time_limit, reason)
     )
-    return JobStatus(int(job_id), state[:40], partition, host, time_limit, start, reason)
+    return JobStatus(int(job_id), state[:40], partition, host, time_limit, reason)

@@ -1,7 +1,9 @@
 """Asks Slurm for the state of all jobs of this process at once.
 
 Nobody asks in the background: the callers that want to know the state of a job do, and share the
-answers. A thousand kernels therefore cost one squeue per interval.
+answers. A thousand kernels therefore cost one squeue per interval. A question is a task that no
+caller owns: it goes on if a caller is cancelled, or does not want to wait so long. It ends within
+the time limit of Slurm's commands.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from kbridge.slurm.status import JobStatus
 
 __all__ = ["JobWatch"]
 
-# Each loop has its own: futures and locks belong to a loop.
+# Jobs that squeue does not list are looked up one by one, so many at the same time.
+_LOOK_UPS = 4
+# Each loop has its own: futures and tasks belong to a loop.
 _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, JobWatch]] = WeakKeyDictionary()
 
 
@@ -37,8 +41,10 @@ class JobWatch:
     def __init__(self, commands: SlurmCommands) -> None:
         self._commands = commands
         self._jobs: dict[int, JobStatus | None] = {}
-        self._asked = -float("inf")  # when the last question was asked, monotonic
-        self._lock = asyncio.Lock()
+        self._added: dict[int, float] = {}
+        self._asked = -float("inf")  # the beginning of the last question, monotonic
+        self._answered = -float("inf")  # the beginning of the last question that is over
+        self._question: asyncio.Task[None] | None = None
         self.error = ""
 
     @classmethod
@@ -50,14 +56,19 @@ class JobWatch:
         return watches[commands_dir]
 
     def add(self, job_id: int) -> None:
-        """Ask for a job from now on."""
-        self._jobs.setdefault(job_id, None)
+        """Ask for a job from now on. May be called twice."""
+        if job_id not in self._jobs:
+            self._jobs[job_id] = None
+            self._added[job_id] = time.monotonic()
 
     def discard(self, job_id: int) -> None:
         """Ask no longer for a job."""
         self._jobs.pop(job_id, None)
+        self._added.pop(job_id, None)
 
-    async def status(self, job_id: int, max_age: float) -> JobStatus | None:
+    async def status(
+        self, job_id: int, max_age: float, patience: float | None = None
+    ) -> JobStatus | None:
         """Return the state of a job; None if Slurm has not said anything about it yet.
 
         Parameters
@@ -67,15 +78,32 @@ class JobWatch:
         max_age : float
             Seconds for which an earlier answer is good enough; 0 for a question asked after this
             call. If Slurm does not answer, the last state is returned and `error` says why.
+        patience : float, optional
+            Seconds to wait for an answer; the last state is returned after that.
         """
         called = time.monotonic()
         known = self._jobs.get(job_id)
-        if known is not None and (known.ended or self._asked > called - max_age):
+        if known is not None and known.ended:
             return known
-        async with self._lock:
-            if self._asked <= called - max_age or (known is None and self._asked < called):
-                await self._ask()
+        since = called - max_age
+        if known is None:
+            since = max(since, self._added.get(job_id, called))
+        until = None if patience is None else called + patience
+        while self._answered < since:
+            if self._question is None:
+                self._question = asyncio.create_task(self._ask())
+                self._question.add_done_callback(self._over)
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            await asyncio.wait({self._question}, timeout=left)
         return self._jobs.get(job_id)
+
+    def _over(self, question: asyncio.Task[None]) -> None:
+        self._question = None
+        self._answered = self._asked
+        if not question.cancelled() and question.exception() is not None:
+            self.error = f"asking Slurm failed: {question.exception()}"
 
     async def _ask(self) -> None:
         self._asked = time.monotonic()
@@ -84,13 +112,23 @@ class JobWatch:
             return
         try:
             found = await self._commands.statuses(wanted)
-            for number in wanted:
-                if number not in found:
-                    found[number] = await self._commands.past_status(number)
         except KernelError as error:
             self.error = str(error)
             return
         self.error = ""
-        for number in wanted:
-            if number in self._jobs:
-                self._jobs[number] = found[number]
+        for number, job in found.items():
+            self._note(number, job)
+        free = asyncio.Semaphore(_LOOK_UPS)
+        missing = [number for number in wanted if number not in found]
+        await asyncio.gather(*(self._look_up(number, free) for number in missing))
+
+    async def _look_up(self, number: int, free: asyncio.Semaphore) -> None:
+        async with free:
+            try:
+                self._note(number, await self._commands.past_status(number))
+            except KernelError as error:
+                self.error = str(error)
+
+    def _note(self, number: int, job: JobStatus) -> None:
+        if number in self._jobs:
+            self._jobs[number] = job

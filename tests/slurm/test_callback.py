@@ -90,9 +90,9 @@ async def test_a_job_gets_its_launch_and_tells_its_ports(desk: Desk) -> None:
     answer = await call(caller, "hello", generation=1)
     assert answer["launch"] == desk.job.launch
     assert answer["ip"] == "127.0.0.1"
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)
     assert desk.job.connection == {"key": SECRET.encode(), "ip": "127.0.0.1", **PORT_NUMBERS}
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)  # it repeats this
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)  # it repeats this
     assert await call(caller, "ended", generation=1, code=3, tail="x" * 9000) == {
         "stay": 60.0,
         "count": 4,
@@ -103,7 +103,7 @@ async def test_a_job_gets_its_launch_and_tells_its_ports(desk: Desk) -> None:
 async def test_the_next_kernel_runs_in_the_same_job(desk: Desk) -> None:
     caller = desk.caller()
     await call(caller, "hello", generation=1)
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)
     await call(caller, "ended", generation=1, code=0, tail="")
     assert "launch" not in await call(caller, "hello", generation=2)
     desk.job.launch_next({"connection": {"key": SECRET}, "argv": ["next"]})
@@ -123,7 +123,7 @@ async def test_another_process_goes_on_with_the_same_job(desk: Desk) -> None:
     desk.job = KernelJob.load(info)
     desk.keys = desk.job.keys
     desk.callbacks.expect("one", desk.keys, desk.answer)
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)
     assert desk.job.ports == PORT_NUMBERS
 
 
@@ -171,7 +171,7 @@ async def test_nothing_secret_crosses_the_network(desk: Desk) -> None:
     port = middle.sockets[0].getsockname()[1]
     caller = desk.caller(addresses=[f"127.0.0.1:{port}"])
     assert (await call(caller, "hello", generation=1))["launch"]["connection"]["key"] == SECRET
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)
     middle.close()
     assert len(seen) > 500
     for secret in (SECRET.encode(), desk.keys.token.hex().encode(), b"hello", b"shell_port"):
@@ -212,7 +212,7 @@ async def test_a_message_that_is_sent_again_is_refused(
     caller = desk.caller()
     monkeypatch.setattr(socket.socket, "sendall", note)
     await call(caller, "hello", generation=1)
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS)
+    await call(caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS)
     monkeypatch.undo()
     for line in lines:
         assert b"received before" in await raw(desk, line)
@@ -239,14 +239,16 @@ async def test_ports_that_are_none(desk: Desk, ports: Any) -> None:
     caller = desk.caller()
     await call(caller, "hello", generation=1)
     with pytest.raises(ConnectionError, match="not the ports"):
-        await call(caller, "ready", generation=1, ports=ports)
+        await call(caller, "ready", generation=1, ip="127.0.0.1", ports=ports)
     assert desk.job.ports == {}
 
 
 async def test_a_job_cannot_name_another_address(desk: Desk) -> None:
     caller = desk.caller()
     await call(caller, "hello", generation=1)
-    await call(caller, "ready", generation=1, ports=PORT_NUMBERS, ip="10.0.0.1", node_ip="10.0.0.1")
+    await call(
+        caller, "ready", generation=1, ip="127.0.0.1", ports=PORT_NUMBERS, node_ip="10.0.0.1"
+    )
     assert desk.job.connection["ip"] == "127.0.0.1"
 
 

@@ -65,6 +65,7 @@ class Bridge:
             "cwd": str(self.folder),
             "prologue": "",
             "inherit_output": False,
+            "start_timeout": 600,
             "connection": {"transport": "tcp", "key": "secret"},
             **changes,
         }

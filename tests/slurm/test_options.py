@@ -13,6 +13,7 @@ from kbridge.slurm.options import (
     RESOURCES,
     Allowance,
     configured,
+    extra_options,
     requested_resources,
     sbatch_options,
     within_limits,
@@ -169,3 +170,13 @@ def test_a_job_that_needs_more_than_the_server_allows(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         within_limits(resources, env)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--requeue", "--array=1-9", "-a1-9", "--clusters=x", "-Mx", "--wrap=id", "x", "", "--"],
+)
+def test_options_with_which_a_job_would_be_lost_are_refused(option: str) -> None:
+    with pytest.raises(SetupError, match="sbatch_options"):
+        extra_options(["--exclusive", option])
+    assert extra_options(["--exclusive", "-n2"]) == ["--exclusive", "-n2"]

@@ -247,6 +247,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             provisioner = KernelProvisionerFactory.instance(
                 parent=self.parent
             ).create_provisioner_instance(self.kernel_id, self.kernel_spec, parent=self)
+            self.provisioner = provisioner  # released if this fails
             info = details["provisioner"]
             if info is not None:
                 await provisioner.load_provisioner_info(info)
@@ -257,7 +258,6 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
                 if alive and not provisioner.has_process:
                     raise KernelError("its provisioner cannot adopt kernels of another process")
                 self.load_connection_info(details.get("connection", {}))
-            self.provisioner = provisioner
             await self.ask_provisioner()
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {row.kernel_id} cannot be adopted: {error}") from error
