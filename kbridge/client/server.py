@@ -123,7 +123,7 @@ class Server:
         on_progress : callable, optional
             Called with `starting`, then `connecting` when the process runs, `waiting` while it does
             not answer, and `ready`. While the kernel waits in the queue of a scheduler, also with
-            `waiting: ` and the reason, whenever that changes.
+            `waiting:` and the reason, whenever that changes.
 
         If it fails or is cancelled, the kernel is shut down.
 

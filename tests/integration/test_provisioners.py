@@ -206,7 +206,6 @@ async def test_a_kernel_in_a_pod(shared, cluster):
 
     shared.stop_kernel(kernel_id)
     assert cluster.pods == {}
-    shared.assert_clean_log()
 
 
 def test_a_request_changes_only_the_resources_of_a_pod(shared, cluster):
@@ -276,6 +275,7 @@ async def test_a_server_that_is_killed_finds_the_pod_again(new, cluster):
     assert list(cluster.pods) == [name]
     server.stop_kernel(kernel_id)
     assert cluster.pods == {}
+    server.assert_clean_log()
 
 
 async def test_replicas_pass_a_pod_on(new, cluster, tmp_path):
