@@ -6,9 +6,8 @@
  *     const kernel = await server.startKernel('python3');
  *     for await (const output of kernel.execute('print(6 * 7)')) console.log(output);
  *
- * Order of this file: errors; frames; outputs; `KernelSession`, which decides without I/O what
- * messages mean and what is sent again after a lost connection; `Channel`, a websocket that
- * reconnects; and the objects that programs use. `kbridge.d.ts` is generated from the comments.
+ * Order: errors; frames; outputs; `KernelSession`, which decides without I/O; `Channel`, a websocket
+ * that reconnects; and the objects that programs use. `kbridge.d.ts` is made from the comments.
  */
 
 // -- errors --

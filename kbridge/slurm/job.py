@@ -36,8 +36,10 @@ from typing import Any
 from kbridge.slurm.sealed import Seals, proof, public_key
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-KILL = signal.SIGURG
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, KILL)
+KILL = getattr(signal, "SIGURG", signal.SIGTERM)
+# A server on Windows imports this file, too, and has fewer signals.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+FORWARDED = (*(getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)), KILL)
 REPEAT = 60.0  # seconds between two `ready`
 PORT_ATTEMPTS = 5
 PATIENCE = 10.0  # seconds that one call may take
