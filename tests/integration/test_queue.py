@@ -85,9 +85,10 @@ async def test_a_killed_server_goes_on_with_its_jobs(
     [output] = await execution.collect()
     assert isinstance(output, Stream)
     assert output.text == "42\n"
+    # If the server had the request on disk when it was killed, it answers that it was not run;
+    # otherwise the client has sent it again.
     lost = (await early).error
-    assert lost is not None
-    assert lost.ename == "RequestLost", "the server was killed before it could send it"
+    assert lost is None or lost.ename == "RequestLost"
     await asyncio.to_thread(restart, server)
     assert await text_of(client, kernel_id, "print(x)") == "42\n"
     assert queue.jobs == 1
