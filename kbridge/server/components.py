@@ -370,4 +370,10 @@ def _authenticator(config: ServerConfig, port: int, hub: JupyterHub | None) -> A
     # Browsers reach the replicas of a cluster at one address, whichever ports these have.
     place = config.cluster.name or port
     name = f"kbridge-{place}-{path}"
-    return Authenticator(policy, config.auth.cors, cookie_name=name, users=users)
+    return Authenticator(
+        policy,
+        config.auth.cors,
+        cookie_name=name,
+        users=users,
+        metrics_token=config.metrics.token,
+    )

@@ -93,7 +93,10 @@ class ActivityReporter:
     async def _run(self) -> None:
         while True:
             await self._pause(self._interval)
-            await self.report_once()
+            try:
+                await self.report_once()
+            except Exception:  # noqa: BLE001 - the next report must come
+                app_log.exception("The activity of users is not reported this time")
 
     async def report_once(self) -> None:
         """Report the users who were active since the last report."""

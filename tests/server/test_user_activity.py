@@ -94,6 +94,25 @@ async def test_without_the_scope_the_log_names_it(caplog: pytest.LogCaptureFixtu
     assert len(other.seen) == 2
 
 
+async def test_the_next_report_comes_after_an_error_that_nobody_expects(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Reports()
+    once, failed = other.reporter.report_once, []
+
+    async def fail() -> None:
+        if not failed:
+            failed.append(True)
+            raise AttributeError("a defect")
+        await once()
+
+    monkeypatch.setattr(other.reporter, "report_once", fail)
+    other.reporter.start()
+    await until(lambda: other.seen, "the second report")
+    await other.reporter.aclose()
+    assert "a defect" in caplog.text
+
+
 async def test_it_reports_at_intervals_until_it_is_closed() -> None:
     other = Reports()
     other.reporter.start()

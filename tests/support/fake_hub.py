@@ -11,7 +11,7 @@ from tornado.web import Application, RequestHandler
 
 from kbridge.server.auth.jupyterhub import HubConfig
 
-__all__ = ["FakeHub"]
+__all__ = ["MODELS", "FakeHub"]
 
 ACCESS = "access:services!service=kbridge"
 MODELS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ import hmac
 
 from tornado import web
 
-from kbridge.errors import Forbidden, NotFound
+from kbridge.errors import Forbidden, NotFound, UsersUnavailable
 from kbridge.server.api.access import AccessMixin, NotFoundHandler
 from kbridge.server.api.services import Services
 from kbridge.server.auth.authenticator import Authenticator, parse_authorization
@@ -30,6 +30,8 @@ class MetricsHandler(AccessMixin):
         if self.user.admin or preflight or self._has_metrics_token():
             return
         if self.auth_method is None:
+            if self.problem:
+                raise UsersUnavailable(self.problem)
             raise Forbidden("a valid token is needed")
         self.require_admin()
 

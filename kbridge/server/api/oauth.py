@@ -20,9 +20,13 @@ from kbridge.server.auth.users import Credential
 
 __all__ = ["CallbackHandler", "begin_login"]
 
+_LONGEST_TARGET = 2000
+
 
 def begin_login(handler: HtmlHandler, hub: JupyterHub, target: str) -> None:
     """Send a browser to JupyterHub, from where it returns to `target`."""
+    if len(target) > _LONGEST_TARGET:  # browsers keep no larger cookie
+        target = handler.services.base_url
     state = secrets.token_urlsafe(24)
     request = hub.begin_login(state)
     sealed = LoginState(state, target, request.verifier, time.time() + LIFETIME)
@@ -65,9 +69,6 @@ class CallbackHandler(HtmlHandler):
         hub, users = services.jupyterhub, services.auth.users
         if hub is None or users is None:
             raise NotFound("no such resource")
-        if self._text("error"):
-            reason = self._text("error_description") or self._text("error")
-            raise Forbidden(f"JupyterHub refuses the login: {reason[:200]}")
         policy, state = services.auth.policy, self._text("state")
         cookie = self.get_cookie(_cookie_name(self, state), "") or ""
         login = LoginState.open(policy.cookie_secret, cookie, state, time.time())
@@ -77,6 +78,9 @@ class CallbackHandler(HtmlHandler):
                 f" {LIFETIME // 60} minutes; log in again"
             )
         self._forget_logins()
+        if self._text("error"):
+            reason = self._text("error_description") or self._text("error")
+            raise Forbidden(f"JupyterHub refuses the login: {reason[:200]}")
         token = await hub.end_login(self._text("code"), login.verifier)
         credential = Credential(token, self.get_cookie("jupyterhub-session-id", "") or "")
         lookup = users.lookup(credential)

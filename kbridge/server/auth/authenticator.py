@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
@@ -88,12 +89,15 @@ class Authenticator:
         The name of the login cookie.
     users : Users, optional
         The users that another program knows.
+    metrics_token : str
+        The token of the metrics, which does not belong to a user.
     """
 
     policy: AccessPolicy
     cors: Cors = field(default_factory=Cors)
     cookie_name: str = "kbridge"
     users: Users | None = None
+    metrics_token: str = field(default="", repr=False)
 
     def lookup(self, request: httputil.HTTPServerRequest) -> Coroutine[None, None, None] | None:
         """Return a coroutine that finds out who sends a request; None if that is known.
@@ -105,8 +109,13 @@ class Authenticator:
         info = request_info(request, self.cookie_name)
         if info.cluster_secret or self.policy.identify(info) is not None:
             return None
-        lookups = [self.users.lookup(each) for _, each in self._credentials(info, request)]
-        found = [each for each in lookups if each is not None]
+        found: list[Coroutine[None, None, None]] = []
+        for _, credential in self._credentials(info, request):
+            lookup = self.users.lookup(credential)
+            if lookup is not None:
+                found.append(lookup)
+            elif self.users.known(credential) is not None:
+                break  # `decide` does not read the others
         return _all(found) if found else None
 
     def decide(self, request: httputil.HTTPServerRequest, *, public: bool = False) -> Decision:
@@ -130,10 +139,12 @@ class Authenticator:
     ) -> list[tuple[AuthMethod, Credential]]:
         """Return the tokens of users that a request shows, and where."""
         found = []
-        if info.authorization:
-            found.append((AuthMethod.HEADER, Credential(_text(info.authorization))))
-        if info.query_token:
-            found.append((AuthMethod.QUERY, Credential(_text(info.query_token))))
+        for method, shown in (
+            (AuthMethod.HEADER, info.authorization),
+            (AuthMethod.QUERY, info.query_token),
+        ):
+            if shown and not hmac.compare_digest(shown, self.metrics_token.encode()):
+                found.append((method, Credential(_text(shown))))
         if token := self.policy.user_token(info.cookie):
             session = _cookies(request.headers, _HUB_SESSION)[_HUB_SESSION]
             found.append((AuthMethod.COOKIE, Credential(token, session)))

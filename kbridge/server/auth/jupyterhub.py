@@ -19,7 +19,7 @@ from tornado.httputil import HTTPServerRequest, url_concat
 from tornado.log import app_log
 from tornado.web import HTTPError
 
-from kbridge.errors import Forbidden, UsersUnavailable
+from kbridge.errors import Forbidden, KbridgeError, UsersUnavailable
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.users import User
 from kbridge.server.auth.users import Credential
@@ -72,7 +72,7 @@ class HubConfig:
 
 @dataclass(frozen=True, slots=True)
 class LoginRequest:
-    """A login at JupyterHub: the URL to send the browser to, and what proves it afterwards."""
+    """A login at JupyterHub: the URL for the browser, and the secret that proves it afterwards."""
 
     url: str
     verifier: str = field(repr=False)
@@ -119,7 +119,7 @@ class JupyterHub:
         with self._errors():
             async with asyncio.timeout(_SECONDS):
                 model = await self._hub.user_for_token(token, use_cache=False, sync=False)
-        return None if model is None else self._user(model)
+            return None if model is None else self._user(model)
 
     def _user(self, model: dict[str, Any]) -> User | None:
         name, scopes = str(model["name"]), set(model["scopes"])
@@ -171,16 +171,16 @@ class JupyterHub:
         UsersUnavailable
             As `user_of`.
         """
-        try:
-            async with asyncio.timeout(_SECONDS):
-                token = await self._hub.token_for_code(code, code_verifier=verifier, sync=False)
-        except HTTPError as error:
-            if "invalid" in str(error.log_message).lower():
-                raise Forbidden("JupyterHub does not accept this login; log in again") from None
-            raise self._unavailable(error) from None
-        except (OSError, ValueError, KeyError) as error:
-            raise self._unavailable(error) from None
-        return str(token)
+        with self._errors():
+            try:
+                async with asyncio.timeout(_SECONDS):
+                    token = await self._hub.token_for_code(code, code_verifier=verifier, sync=False)
+            except HTTPError as error:
+                if "invalid" in str(error.log_message).lower():  # the package has no other sign
+                    reason = "JupyterHub does not accept this login; log in again"
+                    raise Forbidden(reason) from None
+                raise
+            return str(token)
 
     def logout_url(self) -> str:
         """Return where a browser logs out of JupyterHub, and so of all its services."""
@@ -242,11 +242,11 @@ class JupyterHub:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        from aiohttp import ClientError
-
         try:
             yield
-        except (HTTPError, ClientError, OSError, ValueError, KeyError) as error:
+        except KbridgeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an answer may break the package in any way
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: Exception) -> UsersUnavailable:

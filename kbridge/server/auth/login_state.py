@@ -1,7 +1,7 @@
 """The cookie of a browser whose user logs in at another server (OAuth 2, RFC 6749 and 7636).
 
-It has a signature, so that any replica can finish a login. The cookie proves that
-the browser which returns is the one that has begun: nobody can log a stranger's browser in.
+It has a signature, so that any replica can finish a login. The cookie proves that the browser which
+returns is the one that has begun, unless a page of another subdomain can set cookies for this one.
 """
 
 from __future__ import annotations

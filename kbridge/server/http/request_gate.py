@@ -178,6 +178,8 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
         gate, known = self._gate, self._authenticated
         self._refused, self._left = True, _LINGER if known else _LINGER_UNAUTHENTICATED
         status, message = 403, self._decision.reason
+        if message and self._decision.problem:
+            status, message = 503, self._decision.problem
         if not message:
             status = 413
             message = (

@@ -1,9 +1,17 @@
 import re
 
 import pytest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.authenticator import Cors, parse_authorization, parse_cluster_secret
+from kbridge.server.auth.authenticator import (
+    Authenticator,
+    Cors,
+    parse_authorization,
+    parse_cluster_secret,
+)
+from kbridge.server.auth.users import Users
+from tests.support.users import ALICE, Table
 
 ALLOW = "Access-Control-Allow-Origin"
 
@@ -91,3 +99,29 @@ def test_parse_authorization(value: str | None, found: bytes) -> None:
 )
 def test_parse_cluster_secret(value: str | None, found: bytes) -> None:
     assert parse_cluster_secret(value) == found
+
+
+def request(path: str, token: str) -> HTTPServerRequest:
+    headers = HTTPHeaders({"Host": "localhost", "Authorization": f"token {token}"})
+    return HTTPServerRequest(start_line=RequestStartLine("GET", path, "HTTP/1.1"), headers=headers)
+
+
+async def test_other_tokens_of_a_known_user_are_not_asked_for() -> None:
+    """One user could otherwise ask as many questions as they have requests."""
+    table = Table()
+    auth = Authenticator(AccessPolicy(users=True, cookie_secret=b"s"), users=Users(table))
+    for number in range(3):
+        asking = request(f"/?token=guess-{number}", "token-alice")
+        if (lookup := auth.lookup(asking)) is not None:
+            await lookup
+        assert auth.decide(asking).user == ALICE
+    assert table.asked == ["token-alice", "guess-0"]
+
+
+async def test_the_token_of_the_metrics_is_not_asked_for() -> None:
+    table = Table()
+    policy = AccessPolicy(users=True, cookie_secret=b"s")
+    auth = Authenticator(policy, users=Users(table), metrics_token="scraper")
+    assert auth.lookup(request("/metrics", "scraper")) is None
+    assert auth.lookup(request("/metrics?token=scraper", "")) is None
+    assert "scraper" not in repr(auth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -12,7 +13,7 @@ from kbridge.errors import Forbidden, UsersUnavailable
 from kbridge.kernels.users import User
 from kbridge.server.auth.jupyterhub import JupyterHub
 from kbridge.server.auth.users import Credential
-from tests.support.fake_hub import FakeHub
+from tests.support.fake_hub import MODELS, FakeHub
 from tests.support.require import require
 
 
@@ -59,7 +60,7 @@ async def test_no_user_is_an_administrator_without_a_scope_for_it(fake: FakeHub)
     await hub.aclose()
 
 
-@pytest.mark.parametrize("status", [500, 503, 404])
+@pytest.mark.parametrize("status", [500, 503, 404, 520])
 async def test_an_error_of_the_hub_is_not_a_refusal(
     hub: JupyterHub, fake: FakeHub, status: int
 ) -> None:
@@ -67,6 +68,15 @@ async def test_an_error_of_the_hub_is_not_a_refusal(
     with pytest.raises(UsersUnavailable, match="cannot be asked who you are") as caught:
         await hub.user_of(Credential("alice's"))
     assert "alice's" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [[], {}, {"name": "alice"}, {"name": "a", "scopes": 7}])
+async def test_an_answer_that_is_not_a_user_is_an_error(
+    hub: JupyterHub, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    monkeypatch.setitem(MODELS, "odd", model)
+    with pytest.raises(UsersUnavailable):
+        await hub.user_of(Credential("odd"))
 
 
 async def test_without_the_hub_the_log_names_its_address(

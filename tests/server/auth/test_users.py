@@ -75,8 +75,56 @@ async def test_while_nothing_can_be_asked_known_users_go_on_and_others_hear_why(
     site.now += OUTAGE
     assert await site.find(HERS) == "the table is locked away"
     site.table.down = False
+    site.now += 6
     assert await site.find(HERS) == ALICE
     assert await site.find(Credential("nobody's")) is None
+
+
+async def test_nobody_waits_for_a_program_that_hangs() -> None:
+    """Except for one request, and the first one."""
+    site = Site()
+    await site.find(HERS)
+    site.table.down = True
+    site.now += FRESH + 1
+    await site.find(HERS)
+    site.now += 6
+    site.table.down = False
+    site.table.gate.clear()
+    assert site.users.lookup(HERS) is None, "the question is asked meanwhile"
+    assert site.users.known(HERS) == ALICE
+    assert site.users.lookup(Credential("token-bob")) is None, "one question is under way"
+    assert site.users.problem(Credential("token-bob"))
+    site.table.gate.set()
+    await until(lambda: not site.users.problem(Credential("token-bob")), "it is answered")
+    assert await site.find(Credential("token-bob")) == BOB
+
+
+async def test_an_error_that_nobody_expects_is_a_problem_as_well(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site()
+
+    async def fail(_credential: Credential) -> None:
+        raise AttributeError("a defect")
+
+    await site.find(HERS)
+    monkeypatch.setattr(site.table, "user_of", fail)
+    site.now += FRESH + 1
+    assert await site.find(HERS) == ALICE
+    assert "the log of the server" in str(await site.find(Credential("token-bob")))
+    assert "a defect" in caplog.text
+
+
+async def test_few_questions_are_asked_at_the_same_time() -> None:
+    site = Site()
+    site.table.gate.clear()
+    asking = [asyncio.create_task(site.find(Credential(f"guess {n}"))) for n in range(50)]
+    await until(lambda: len(site.table.asked) == 20, "as many as there may be")
+    await asyncio.sleep(0)
+    assert len(site.table.asked) == 20
+    site.table.gate.set()
+    await asyncio.gather(*asking)
+    assert len(site.table.asked) == 50
 
 
 async def test_requests_at_the_same_time_ask_once() -> None:
@@ -92,11 +140,14 @@ async def test_requests_at_the_same_time_ask_once() -> None:
         await first
 
 
-async def test_the_sessions_of_a_token_are_apart() -> None:
-    site = Site()
-    await site.find(Credential("token-alice", "of one browser"))
-    await site.find(Credential("token-alice", "of another one"))
-    assert len(site.table.asked) == 2
+async def test_another_session_of_a_token_is_asked_for_again_and_displaces_no_user() -> None:
+    site = Site(limit=2)
+    await site.find(Credential("token-bob"))
+    for number in range(5):
+        assert await site.find(Credential("token-alice", f"session {number}")) == ALICE
+    assert site.table.asked.count("token-alice") == 5
+    assert site.users.known(Credential("token-alice", "session 0")) is None
+    assert site.users.known(Credential("token-bob")) == BOB
 
 
 async def test_tokens_that_nobody_has_displace_no_user() -> None:

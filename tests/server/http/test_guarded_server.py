@@ -16,11 +16,13 @@ from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.services import Services
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.auth.users import Users
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.http.listen import TlsFiles, bind_all, make_context
 from kbridge.server.http.request_gate import UNAUTHENTICATED_BODY
 from kbridge.server.http.request_head import HeadLimits
+from tests.support.users import Table
 from tests.support.waiting import TIMEOUT
 
 TOKEN = "a-token-of-the-tests"
@@ -50,14 +52,22 @@ class Public(AccessMixin):
 class Harness:
     """The server, and raw connections to it."""
 
-    def __init__(self, limits: ConnectionLimits, **options: Any) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, *, users: Users | None = None, **options: Any
+    ) -> None:
         kernels, sessions = SimpleNamespace(), SimpleNamespace()
         services = Services(
             kernels=kernels,  # type: ignore[arg-type]
             sessions=sessions,  # type: ignore[arg-type]
             hubs=None,
             auth=Authenticator(
-                AccessPolicy(token=TOKEN, cookie_secret=b"s", allow_origin=(FOREIGN,))
+                AccessPolicy(
+                    token=TOKEN,
+                    cookie_secret=b"s",
+                    allow_origin=(FOREIGN,),
+                    users=users is not None,
+                ),
+                users=users,
             ),
         )
         application = web.Application([("/echo", Echo), ("/", Public)], services=services)
@@ -194,6 +204,17 @@ async def test_a_connection_stays_authenticated_when_a_later_request_has_no_toke
     assert (await client.answer())[2] == b"come in"
     client.send("POST /echo", f"Content-Length: {UNAUTHENTICATED_BODY + 1}")
     assert (await client.answer())[0] == 403
+
+
+async def test_a_large_body_of_a_user_who_cannot_be_identified_is_answered_with_503(start) -> None:
+    """With 403, the user would look for another token."""
+    table = Table()
+    table.down = True
+    client = await (await start(users=Users(table))).dial()
+    headers = ("Authorization: token token-alice", f"Content-Length: {UNAUTHENTICATED_BODY + 1}")
+    client.send("POST /echo", *headers)
+    status, _, body = await client.answer()
+    assert (status, json.loads(body)["message"]) == (503, "the table is locked away")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
