@@ -9,6 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 
 from kbridge.errors import (
     InvalidRequest,
@@ -523,6 +524,10 @@ async def test_a_kernel_on_this_machine_is_not_encrypted_by_default(
         assert kernel.transport_encryption == "disabled"
 
 
+@pytest.mark.skipif(
+    "transport_encryption" not in KernelManager.class_trait_names(),
+    reason="jupyter_client before 8.10 has no CurveZMQ",
+)
 async def test_required_encryption_ends_a_job_whose_kernel_has_no_keys(make_manager, queued):
     manager = make_manager(queue_grace=0.0, transport_encryption="required")
     name = queued(metadata={"supported_encryption": ["curve"]})
