@@ -19,9 +19,12 @@ WALL = {
     "private.py": "the age of a file",
     "hub/clock.py": "what people read",
     "kernels/index.py": "what people read",
+    "kernels/lifecycle/job_wait.py": "what people read",
     "kernels/lifecycle/culling.py": "what people read; IdleTimes does the counting",
     "kernels/lifecycle/started.py": "what people read",
+    "server/api/oauth.py": "the age of a cookie, which another process may have made",
     "server/api/services.py": "what people read",
+    "server/user_activity.py": "what JupyterHub reads",
     "storage/recovery.py": "the age of a file",
 }
 # Jupyter Server compares these times with its own readings of that clock.

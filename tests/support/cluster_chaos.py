@@ -26,11 +26,12 @@ import json
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -262,7 +263,7 @@ class Lab:
                 server,
                 owned,
                 idle,
-                lambda: process.send_signal(signal.SIGSTOP),
+                lambda: self._stop(process),
                 lambda: process.send_signal(signal.SIGCONT),
             )
         if kind == _PARTITION:
@@ -275,6 +276,21 @@ class Lab:
         await self._moved(server, owned)
         await self.start(server.port)
         return set()
+
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop a replica, but not within a transaction: it would keep an SQLite file locked."""
+        process.send_signal(signal.SIGSTOP)
+        while self.postgresql is None and not self._is_writable():
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGSTOP)
+
+    def _is_writable(self) -> bool:
+        with closing(sqlite3.connect(self.home / "registry.sqlite", timeout=1.0)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     async def _absent(
         self,
