@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["RemoteKernel", "end_in", "shown_state"]
 
 _UNKNOWN: Final = {"last_activity": timestamp(0), "execution_state": "unknown", "connections": 0}
+_END: Final = "end"  # of the journal; only followers read it
 
 
 def shown_state(model: Mapping[str, Any], end: str | None = None) -> str:
@@ -39,7 +40,7 @@ def shown_state(model: Mapping[str, Any], end: str | None = None) -> str:
         The end of its journal; see `Hub.journal_end`.
     """
     state = {name: model[name] for name in (*_UNKNOWN, "reason") if name in model}
-    return json.dumps(state if end is None else {**state, "end": end})
+    return json.dumps(state if end is None else {**state, _END: end})
 
 
 def end_in(state: str) -> str | None:
@@ -48,7 +49,7 @@ def end_in(state: str) -> str | None:
         found = json.loads(state or "{}")
     except ValueError:
         return None
-    end = found.get("end") if isinstance(found, dict) else None
+    end = found.get(_END) if isinstance(found, dict) else None
     return end if isinstance(end, str) else None
 
 
@@ -118,6 +119,7 @@ class RemoteKernel(Kernel):
     def model(self) -> dict[str, Any]:
         """Return the REST model, as the other replica has written it to the database."""
         shown = json.loads(self._state) if self._state else {}
+        shown.pop(_END, None)
         user = {"user": self.user} if self.user else {}
         return {"id": self.kernel_id, "name": self.kernel_name, **_UNKNOWN, **shown, **user}
 

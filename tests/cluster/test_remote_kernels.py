@@ -184,3 +184,8 @@ async def test_a_kernel_that_is_handed_over_cannot_be_asked(view: FixedView) -> 
     assert found is not None
     with pytest.raises(ReplicaUnreachable, match="handed over"):
         await found.interrupt()
+
+
+async def test_the_end_of_the_journal_is_not_part_of_the_rest_model(view: FixedView) -> None:
+    view.put(kernel_of("other", state=shown_state(MODEL, "a message")))
+    assert kernels(view).models(set()) == [MODEL]
