@@ -458,13 +458,7 @@ class SlurmProvisioner(SlurmSettings):
         KernelError
             If scancel fails.
         """
-        job = self._job
-        if job is None or job.code is not None:
-            return
-        if job.ports and self._runs():
-            await self._signal(job, KILL)
-        else:
-            await self._end_waiting(job)
+        await self._end_by(KILL)
 
     async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002
         """Ask the kernel to end. A waiting job is ended.
@@ -474,11 +468,15 @@ class SlurmProvisioner(SlurmSettings):
         KernelError
             If scancel fails.
         """
+        await self._end_by(signal.SIGTERM)
+
+    async def _end_by(self, number: int) -> None:
+        """End a kernel that runs with a signal, and the job of one that waits."""
         job = self._job
         if job is None or job.code is not None:
             return
         if job.ports and self._runs():
-            await self._signal(job, signal.SIGTERM)
+            await self._signal(job, number)
         else:
             await self._end_waiting(job)
 
