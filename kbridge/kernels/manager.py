@@ -336,7 +336,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """End a kernel and return when its process has ended; detach one that others started.
 
-        A second call waits for the first.
+        Its end is in the registry then, if that can be written: in a cluster, no replica lists the
+        kernel or counts it for its user any longer. A second call waits for the first.
 
         Raises
         ------
@@ -347,8 +348,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         kernel = await self._find_to_act(kernel_id)
         await self.index.shutdown(kernel, now=now)
-        if kernel.user and self._options.max_kernels_per_user is not None:
-            await self.writer.settled()  # the user may start another one now, at any replica
+        await self.writer.settled()
 
     async def _find_to_act(self, kernel_id: str) -> Kernel:
         """Return a kernel in use, once this server holds the lease to act for it."""

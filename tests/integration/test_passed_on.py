@@ -11,7 +11,6 @@ from tests.support.client import SLEEP, attach
 from tests.support.replicas import kernel_at, model_at, replicas
 from tests.support.require import require
 from tests.support.server import Server
-from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
@@ -94,7 +93,7 @@ def test_the_lists_of_all_replicas_are_the_same(both: list[Server]) -> None:
     assert both[1].request("DELETE", path).status == 204
     assert both[0].request("GET", path).status == 404
     kernel = f"/api/kernels/{created[0]['kernel']['id']}"
-    eventually(lambda: both[1].request("GET", kernel).status == 404, "the kernel has ended")
+    assert both[1].request("GET", kernel).status == 404
 
 
 def test_a_browser_that_is_logged_in_may_use_each_replica(both: list[Server]) -> None:

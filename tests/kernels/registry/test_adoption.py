@@ -371,6 +371,14 @@ async def test_a_kernel_is_recorded_before_its_process_starts(lives, spec):
     assert with_no_process[:2] == [True, False]
 
 
+async def test_the_end_of_a_kernel_is_recorded_once_its_shutdown_returns(lives, spec):
+    manager = await lives.next()
+    kernel_id = await manager.start_kernel(spec("s"))
+    await manager.shutdown_kernel(kernel_id)
+    assert manager.writer.unwritten == 0
+    assert lives.records() == {}
+
+
 async def test_pooled_kernels_wait_in_the_pool_of_the_next_server(lives, spec):
     spec("s")
     first = await lives.next(pool={"s": 2})
