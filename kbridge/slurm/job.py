@@ -42,6 +42,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 FORWARDED = (*(getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)), KILL)
 REPEAT = 60.0  # seconds between two `ready`
 PORT_ATTEMPTS = 5
+UNSURE = 5.0  # seconds in which a kernel ends that did not get its ports
 PATIENCE = 10.0  # seconds that one call may take
 MOST = 4 << 20  # bytes of an answer
 LOG_LIMIT = 2 << 20
@@ -274,12 +275,21 @@ class Job:
                 os.close(output)
 
     def _wait_bound(self, ip: str, ports: dict[str, int], seconds: float) -> bool:
-        """Return True when all ports are bound by this user; False if the kernel ended before."""
+        """Return True when the kernel has bound all ports; False if it ended before.
+
+        Another process of this user, such as the kernel of another job, may have taken a port. The
+        kernel then ends, but its other ports are bound until then. Sockets outside its process
+        group may also be its own: those of a kernelspec that calls `srun`. So they count after
+        `UNSURE` seconds.
+        """
         deadline = time.monotonic() + seconds
+        bound = 0.0
         while self._code_or_none() is None:
-            if listens(ip, set(ports.values())):
+            sockets, now = listeners(ip, set(ports.values())), time.monotonic()
+            bound = (bound or now) if sockets else 0.0
+            if sockets and (now - bound > UNSURE or sockets <= self._sockets()):
                 return True
-            if time.monotonic() > deadline:
+            if now > deadline and not sockets:
                 self._failure = f"The kernel did not listen on {ip} within {seconds:.0f} s."
                 self._kill()
                 return False
@@ -301,6 +311,19 @@ class Job:
                 say(f"The bridge does not answer: {error}")
             self._trim()
             self._pause(REPEAT if known else 1.0, until=lambda: self._code_or_none() is not None)
+
+    def _sockets(self) -> set[str]:
+        """Return the inodes of the sockets of the kernel's process group."""
+        found = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if self._process is None or os.getpgid(int(pid)) != self._process.pid:
+                    continue
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    found.add(os.readlink(f"/proc/{pid}/fd/{name}")[len("socket:[") : -1])
+            except OSError:
+                pass  # it has ended or closed the file
+        return found
 
     def _code_or_none(self) -> int | None:
         return None if self._process is None else self._process.poll()
@@ -385,10 +408,11 @@ def free_ports(ip: str) -> dict[str, int]:
             sock.close()
 
 
-def listens(ip: str, ports: set[int]) -> bool:
-    """Return True if this user listens on all ports of an address.
+def listeners(ip: str, ports: set[int]) -> set[str]:
+    """Return the inodes of this user's sockets that listen on ports of an address.
 
-    Connecting would also find the socket of another user, who was faster than the kernel.
+    It is empty if one of the ports has no such socket. Connecting would also find the socket of
+    another user, who was faster than the kernel.
     """
     v6 = ":" in ip
     packed = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, ip)
@@ -396,7 +420,7 @@ def listens(ip: str, ports: set[int]) -> bool:
     if sys.byteorder == "little":
         words = [word[::-1] for word in words]
     address = b"".join(words).hex().upper()
-    found = set()
+    found, inodes = set(), set()
     with open("/proc/net/tcp6" if v6 else "/proc/net/tcp") as file:
         for line in file:
             part = line.split()
@@ -406,8 +430,11 @@ def listens(ip: str, ports: set[int]) -> bool:
                 and part[3] == "0A"
                 and part[7] == str(os.getuid())
             ):
-                found.add(int(part[1].split(":")[1], 16))
-    return ports <= found
+                port = int(part[1].split(":")[1], 16)
+                if port in ports:
+                    found.add(port)
+                    inodes.add(part[9])
+    return inodes if ports == found else set()
 
 
 def _prepare_child(umask: int) -> None:
