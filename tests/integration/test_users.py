@@ -34,6 +34,7 @@ from tests.support.waiting import TIMEOUT, until
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 TOKEN = "token of the operator"
+PATIENT = {"connect_timeout": TIMEOUT, "request_timeout": TIMEOUT}  # a start of a kernel is slow
 NOTEBOOK = {"path": "nb.ipynb", "type": "notebook", "name": ""}
 
 
@@ -42,7 +43,7 @@ class Site:
 
     def __init__(self, server: Server, kernels: Any, table: Table) -> None:
         self.server, self.kernels, self.table = server, kernels, table
-        self.client = AsyncHTTPClient(force_instance=True)
+        self.client = AsyncHTTPClient(force_instance=True, defaults=PATIENT)
 
     async def ask(
         self, user: User | None, method: str, path: str, body: Any = None
@@ -69,8 +70,9 @@ class Site:
         url = f"ws{self.server.url.removeprefix('http')}api/kernels/{kernel_id}/channels"
         token = f"token-{user.name}".replace(" ", "%20")
         if header:
-            return connect(url, additional_headers={"Authorization": f"token token-{user.name}"})
-        return connect(f"{url}?token={token}")
+            sent = {"Authorization": f"token token-{user.name}"}
+            return connect(url, additional_headers=sent, open_timeout=TIMEOUT)
+        return connect(f"{url}?token={token}", open_timeout=TIMEOUT)
 
     async def refused(self, user: User, kernel_id: str) -> tuple[int, Any]:
         """Return the status and the message with which a websocket is refused."""
@@ -299,7 +301,7 @@ async def send(
         body=None if body is None else json.dumps(body),
         raise_error=False,
         allow_nonstandard_methods=True,
-        request_timeout=TIMEOUT,
+        **PATIENT,
     )
     return reply.code, json.loads(reply.body) if reply.body else None
 
@@ -317,10 +319,10 @@ async def test_all_replicas_know_the_user_of_a_kernel(lab: list[Process]) -> Non
             assert (await send(server, user, "GET", path))[0] == expected
             assert (await send(server, user, "GET", f"{path}/executions"))[0] == expected
         url = f"ws{server.url.removeprefix('http')}/services/kbridge/{path}/channels"
-        async with connect(f"{url}?token=alice's"):
+        async with connect(f"{url}?token=alice's", open_timeout=TIMEOUT):
             pass
         with pytest.raises(InvalidStatus, match="404"):
-            async with connect(f"{url}?token=carol's"):
+            async with connect(f"{url}?token=carol's", open_timeout=TIMEOUT):
                 pass
     foreign = await send(two, "carol", "GET", path)
     missing = await send(two, "carol", "GET", "api/kernels/none")
@@ -344,6 +346,7 @@ async def test_a_replica_finishes_a_login_that_another_one_has_begun(lab: list[P
             headers={"Cookie": cookies},
             follow_redirects=False,
             raise_error=False,
+            **PATIENT,
         )
 
     begun = await get(one, "login?next=%2Fservices%2Fkbridge%2Fconsole")

@@ -38,7 +38,7 @@ c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.args = ["--allow-root"]
-c.Spawner.http_timeout = c.Spawner.start_timeout = 120
+c.Spawner.http_timeout = c.Spawner.start_timeout = {start}
 c.LocalProcessSpawner.interrupt_timeout = c.LocalProcessSpawner.term_timeout = 2
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}  # requests do not wait for servers
 c.Spawner.env_keep = ["PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "JUPYTER_PLATFORM_DIRS"]
@@ -112,6 +112,7 @@ class Hub:
                 service_port=self._service_port,
                 proxy=require("configurable-http-proxy"),
                 password=PASSWORD,
+                start=int(_START),
                 homes=str(home / "homes"),
                 gateway=self.service_url,
                 options=list(options),
