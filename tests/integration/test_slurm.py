@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.client import attach
+from tests.support.client import SLEEP, attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.server import Server
@@ -102,8 +102,8 @@ async def test_a_kernel_in_the_queue_and_on_its_node_survives_crashes_of_the_ser
     assert await value(server, kernel_id, "__import__('os').environ['SLURM_JOB_ID']") == str(job)
 
     async with attach(server, kernel_id) as ws:
-        sleeping = await ws.start("import time; print('begun', flush=True); time.sleep(600)")
-        await ws.until_text("begun")
+        sleeping = await ws.start(SLEEP)
+        await ws.until_text("asleep")
         assert (await server.call("POST", f"/api/kernels/{kernel_id}/interrupt")).status == 204
         assert (await ws.finish(sleeping)).reply["ename"] == "KeyboardInterrupt"
     reply = await server.call("POST", f"/api/kernels/{kernel_id}/restart")
@@ -133,7 +133,7 @@ async def test_the_end_of_a_job_is_shown_with_slurms_reason(
 ) -> None:
     """A time limit, a node that fails, preemption, and scancel by somebody else."""
     data = server.home / "data"
-    install(data, "short", time=1, nodelist="n1")
+    install(data, "short", time=10, nodelist="n1")
     install(data, "lost", nodelist="n2")
     install(data, "cheap", nodelist="n1", cpus=3)
     install(data, "ended", nodelist="n2")
@@ -146,6 +146,7 @@ async def test_the_end_of_a_job_is_shown_with_slurms_reason(
         for name, kernel_id in kernels.items()
     }
     # Slurm counts time limits in minutes, and looks at them every 30 seconds.
+    cluster.run("scontrol", "update", f"JobId={jobs['short']}", "TimeLimit=1")
     cluster.run("scontrol", "update", f"JobId={jobs['short']}", "EndTime=now+1")
 
     async with attach(server, kernels["ended"]) as ws:

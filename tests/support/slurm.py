@@ -62,7 +62,7 @@ ReturnToService=2
 GresTypes=gpu
 KillWait=3
 MessageTimeout=5
-SlurmdTimeout=6
+SlurmdTimeout=15
 """
 _NODE = """
 NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 \\
