@@ -48,7 +48,7 @@ async def test_a_client_goes_on_at_another_replica(both: list[Server]) -> None:
     kernel = await asyncio.to_thread(kernel_at, one)
     async with attach(two, kernel) as first:
         await first.execute("pass")
-        msg_id = await first.start("for n in range(2000): print(n)")
+        msg_id = await first.start(r"for n in range(2000): print(f'{n}\n', end='')")
         await first.until_text("99\n")
     async with attach(one, kernel, session=first.session) as second:
         done = await second.finish(msg_id)
