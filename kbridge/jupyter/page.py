@@ -169,7 +169,7 @@ class LiveHandler(APIHandler):
         if sampler is None:
             sampler = self.settings[_SAMPLER] = Sampler(JupyterSource(self.settings))
         _WATCHED[sampler] = asyncio.get_running_loop()
-        await events.stream(self, sampler)
+        await events.stream(self, sampler.watch())
 
 
 ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (

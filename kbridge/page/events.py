@@ -15,8 +15,7 @@ from typing import Final
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from kbridge.kernels.users import OPERATOR, User
-from kbridge.page.sampler import Sampler, Watcher
+from kbridge.page.sampler import Watcher
 
 __all__ = ["stream"]
 
@@ -27,31 +26,26 @@ _COMMENT: Final = b":\n\n"  # browsers ignore it
 
 async def stream(
     handler: web.RequestHandler,
-    sampler: Sampler,
+    watcher: Watcher,
     patience: float = _PATIENCE,
     quiet: float = _QUIET,
-    *,
-    user: User = OPERATOR,
 ) -> None:
-    """Send samples until the browser goes, or the sampler is closed.
+    """Send samples until the browser goes, or there are no more.
 
     Parameters
     ----------
     handler : RequestHandler
         The handler of the request, which was authenticated.
-    sampler : Sampler
-        The sampler.
+    watcher : Watcher
+        Receives the samples; it leaves at the end.
     patience : float
         Seconds that the browser may take to read one sample.
     quiet : float
         Seconds without a sample after which a comment is sent.
-    user : User
-        The user who watches, and receives the kernels that they may reach.
     """
     handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
     handler.set_header("Cache-Control", "no-store")
     handler.set_header("X-Accel-Buffering", "no")  # nginx would hold the events back
-    watcher = sampler.watch(user)
     try:
         while (event := await _next_event(watcher, quiet)) is not None:
             handler.write(event)

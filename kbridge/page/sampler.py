@@ -80,9 +80,10 @@ class Watcher:
         self._sampler = sampler
         self._user = user
         self._seen = 0
+        self._ended = False
 
     async def next(self) -> bytes | None:
-        """Wait for a sample that this watcher has not received; None after `Sampler.aclose`.
+        """Wait for a sample that this watcher has not received; None if there will be no more.
 
         Returns
         -------
@@ -90,11 +91,15 @@ class Watcher:
             JSON in one line; docs/page.md describes it.
         """
         found = await self._sampler.newer(self._seen)
-        if found is None:
+        if found is None or self._ended:
             return None
         before, (self._seen, sample) = self._seen, found
         sample = sample.of(self._user)
         return sample.changes if before and self._seen == before + 1 else sample.whole
+
+    def end(self) -> None:
+        """Let `next` return None, in place of the next sample."""
+        self._ended = True
 
     def leave(self) -> None:
         """Watch no longer; may be called twice."""

@@ -39,6 +39,7 @@ from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.credentials import Credentials
 from kbridge.server.auth.jupyterhub import JupyterHub
+from kbridge.server.auth.open_connections import OpenConnections
 from kbridge.server.auth.users import Users
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.http.listen import TlsFiles
@@ -301,6 +302,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.page = config.page
     services.jupyterhub = jupyterhub
     services.user_activity = _user_activity(kernels, jupyterhub)
+    services.open_connections = None if auth.users is None else OpenConnections(auth.users)
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None

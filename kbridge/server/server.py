@@ -361,6 +361,8 @@ class Server:
             await parts.services.readiness.aclose()
         if parts.services.user_activity is not None:
             await parts.services.user_activity.aclose()
+        if parts.services.open_connections is not None:
+            await parts.services.open_connections.aclose()
         if parts.services.auth.users is not None:
             await parts.services.auth.users.aclose()
         if parts.services.jupyterhub is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 import kbridge.client
 from kbridge.cluster.protocol import CLIENT_ADMIN, CLIENT_USER, CLUSTER_SCHEME
 from kbridge.kernels.users import User
-from kbridge.server.auth.jupyterhub import HubConfig
+from kbridge.server.auth.jupyterhub import MODULES, HubConfig
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.server import Server
 from tests.support.fake_hub import FakeHub
@@ -396,6 +397,29 @@ async def test_without_jupyterhub_known_users_go_on_and_others_are_told(tmp_path
         assert (page.code, page.headers["Retry-After"]) == (503, "5")
         assert b"<p>JupyterHub cannot be asked who you are" in page.body
         assert (await get(TOKEN, "api/kernels")).code == 200
+
+
+async def test_a_websocket_ends_once_the_hub_has_withdrawn_its_token(tmp_path: Path) -> None:
+    require("jupyterhub")
+    for module in MODULES:  # takes seconds, of which the first question would have 10
+        importlib.import_module(module)
+    hub = FakeHub()
+    async with running(tmp_path, jupyterhub=replace(hub.config, fresh=0.0)) as site:
+        kernel_id = await site.kernel(None)
+        url = f"ws{site.server.url.removeprefix('http')}api/kernels/{kernel_id}/channels"
+        operator = {"Authorization": f"token {TOKEN}"}
+        async with (
+            connect(f"{url}?token=a%20service's") as ws,
+            connect(url, additional_headers=operator) as operators,
+        ):
+            hub.withdrawn.add("a service's")
+            async with asyncio.timeout(TIMEOUT):
+                await ws.wait_closed()
+            assert ws.close_code == 1008
+            assert "no longer valid" in str(ws.close_reason)
+            async with asyncio.timeout(TIMEOUT):
+                await (await operators.ping())
+    await hub.aclose()
 
 
 async def test_kernels_know_their_user_and_users_outlive_the_server(tmp_path: Path) -> None:

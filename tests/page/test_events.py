@@ -25,7 +25,7 @@ async def serving(
 
     class Handler(web.RequestHandler):
         async def get(self) -> None:
-            await stream(self, site.sampler, patience, quiet)
+            await stream(self, site.sampler.watch(), patience, quiet)
 
     sock, port = bind_unused_port()
     server = HTTPServer(web.Application([("/", Handler)]))

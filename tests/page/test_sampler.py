@@ -91,6 +91,20 @@ async def test_two_watchers_share_a_sampler_that_stops_when_they_leave(site: Any
     assert sampler.number == number
 
 
+async def test_a_watcher_that_was_ended_receives_nothing_more(site: Any) -> None:
+    first, second = site.sampler.watch(), site.sampler.watch()
+    await next_of(first)
+    await next_of(second)
+    waiting = asyncio.create_task(first.next())
+    await asyncio.sleep(0)
+    first.end()
+    site.go_on()
+    assert await asyncio.wait_for(waiting, TIMEOUT) is None
+    await next_of(second)
+    first.leave()
+    second.leave()
+
+
 async def test_a_late_watcher_receives_the_last_sample_at_once(site: Any) -> None:
     first = site.sampler.watch()
     sample = await first.next()

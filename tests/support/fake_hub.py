@@ -32,11 +32,14 @@ class FakeHub:
         Path, body and Authorization of the reports of activity.
     status : int
         The status of the answers.
+    withdrawn : set of str
+        Tokens of `MODELS` that are not valid any longer.
     """
 
     def __init__(self) -> None:
         self.reports: list[tuple[str, Any, str]] = []
         self.status = 200
+        self.withdrawn: set[str] = set()
         sock, self.port = bind_unused_port()
         hub = self
 
@@ -45,7 +48,7 @@ class FakeHub:
                 _, _, token = self.request.headers["Authorization"].partition(" ")
                 if hub.status != 200:
                     self.send_error(hub.status)
-                elif token in MODELS:
+                elif token in MODELS and token not in hub.withdrawn:
                     self.finish(json.dumps(MODELS[token]))
                 else:
                     self.send_error(403)

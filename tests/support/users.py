@@ -10,11 +10,13 @@ from dataclasses import replace
 
 from kbridge.errors import UsersUnavailable
 from kbridge.kernels.users import User
-from kbridge.server.auth.users import Credential
+from kbridge.server.api.services import Services
+from kbridge.server.auth.open_connections import OpenConnections
+from kbridge.server.auth.users import Credential, Users
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.config import ServerConfig
 
-__all__ = ["ADMIN", "ALICE", "BOB", "Table"]
+__all__ = ["ADMIN", "ALICE", "BOB", "Checks", "Table"]
 
 ALICE, BOB = User("alice"), User("bob")
 ADMIN = User("root of the hub", admin=True)
@@ -48,6 +50,33 @@ class Table:
         if self.down:
             raise UsersUnavailable("the table is locked away")
         return self.users.get(credential.token)
+
+
+class Checks:
+    """The open connections of the users of a table, which are checked when the test says so.
+
+    Attributes
+    ----------
+    users : Users
+        The users; each check asks for them.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.users = Users(table, fresh=0.0)
+        self._turns = asyncio.Semaphore(0)
+        self._open = OpenConnections(self.users, pause=self._pause)
+
+    def of(self, services: Services) -> OpenConnections:
+        """Let the handlers of a server add their connections."""
+        services.open_connections = self._open
+        return self._open
+
+    def check(self) -> None:
+        """Check the connections of one token."""
+        self._turns.release()
+
+    async def _pause(self, _seconds: float) -> None:
+        await self._turns.acquire()
 
 
 def _main() -> None:

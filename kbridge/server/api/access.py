@@ -29,6 +29,8 @@ from kbridge.errors import (
 from kbridge.kernels.users import NOBODY, User
 from kbridge.server.api.services import Model, Services
 from kbridge.server.auth.access_policy import AuthMethod
+from kbridge.server.auth.open_connections import Connection
+from kbridge.server.auth.users import Credential
 from kbridge.server.http.request_head import Meter, meter_of
 from kbridge.server.safe_log import scrub, shown_uri
 
@@ -154,6 +156,8 @@ class AccessMixin(ErrorsMixin):
         The client.
     problem : str
         Why that could not be found out, although the resource does not need to know; else empty.
+    credential : Credential or None
+        The token by which another program knows the user; None for everybody else.
     meter : Meter or None
         Measures the CPU time of unauthenticated requests.
     """
@@ -164,6 +168,7 @@ class AccessMixin(ErrorsMixin):
     auth_method: AuthMethod | None = None
     user: User = NOBODY
     problem: str = ""
+    credential: Credential | None = None
     meter: Meter | None = None
 
     def prepare(self) -> None:
@@ -179,7 +184,7 @@ class AccessMixin(ErrorsMixin):
         if self.services.closing:  # a connection that is kept alive may still bring requests
             raise HubClosed("the server is shutting down")
         self.auth_method, self.problem = decision.auth_method, decision.problem
-        self.user = decision.user or NOBODY
+        self.user, self.credential = decision.user or NOBODY, decision.credential
         if self.auth_method is not None:
             # Without the token a connection may carry one request only, see `ConnectionLimiter`.
             self.keeps_connection = True
@@ -212,6 +217,18 @@ class AccessMixin(ErrorsMixin):
         model = self.services.kernels.model(kernel_id)
         if not self.user.may_reach_kernel(model):
             raise KernelNotFound(f"There is no kernel {kernel_id}")
+
+    def keep_checking(self, connection: Connection) -> None:
+        """Close a connection of this client once the client has lost access to it."""
+        connections = self.services.open_connections
+        if connections is not None and self.credential is not None:
+            connections.add(self.credential, connection)
+
+    def stop_checking(self, connection: Connection) -> None:
+        """Note the end of a connection; may be called twice."""
+        connections = self.services.open_connections
+        if connections is not None and self.credential is not None:
+            connections.discard(self.credential, connection)
 
     def require_admin(self) -> None:
         """Raise `Forbidden` if the client is a user who is not an administrator."""

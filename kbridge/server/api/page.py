@@ -11,9 +11,10 @@ import importlib.metadata
 import platform
 
 from kbridge._version import __version__
-from kbridge.errors import NotFound, UsersUnavailable
-from kbridge.kernels.users import OPERATOR, visible
+from kbridge.errors import Forbidden, NotFound, UsersUnavailable
+from kbridge.kernels.users import OPERATOR, User, visible
 from kbridge.page import events, files
+from kbridge.page.sampler import Watcher
 from kbridge.server.api.access import AccessMixin, ApiHandler
 from kbridge.server.api.login import HtmlHandler
 from kbridge.server.auth.access_policy import AuthMethod
@@ -139,12 +140,34 @@ class LiveHandler(ApiHandler):
     activity = False
 
     async def get(self) -> None:
-        """Send them until the client goes."""
+        """Send them until the client goes, or has lost access."""
         sampler = self.services.sampler
         if sampler is None:
             raise NotFound("the pages are turned off; see KbridgeApp.page")
         self.require_listing()
-        await events.stream(self, sampler, user=self.user)
+        watcher = sampler.watch(self.user)
+        live = _Live(watcher, self.user)
+        self.keep_checking(live)
+        try:
+            await events.stream(self, watcher)
+        finally:
+            self.stop_checking(live)
+
+
+class _Live:
+    """A stream of samples, as the end of its access ends it."""
+
+    def __init__(self, watcher: Watcher, user: User) -> None:
+        self._watcher = watcher
+        self._user = user
+
+    def still_allowed(self, user: User) -> bool:
+        """Return True if a user still sees the same kernels; the page connects again otherwise."""
+        return user == self._user
+
+    def end_access(self, _: Forbidden) -> None:
+        """Let the stream end with the next sample."""
+        self._watcher.end()
 
 
 class ReadmeHandler(AccessMixin):

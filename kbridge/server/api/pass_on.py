@@ -27,7 +27,8 @@ from kbridge.cluster.protocol import (
     RESTART_SECONDS,
     api_path,
 )
-from kbridge.errors import Busy, KernelNotFound, Misdirected, RegistryError
+from kbridge.errors import Busy, Forbidden, KernelNotFound, Misdirected, RegistryError
+from kbridge.kernels.users import User
 from kbridge.link import handshake
 from kbridge.link.transport import SocketTransport
 from kbridge.server.api.access import AccessMixin, ApiHandler
@@ -195,26 +196,37 @@ async def _relay(handler: Any, kernel: RemoteKernel, reply: PeerReply) -> None:
     server = SocketTransport.take_over(reply.stream)
     server.set_keepalive()
     relay = Relay(SocketTransport.take_over(client), server)
-    passed = _Passed(relay)
+    passed = _Passed(relay, kernel.user)
     services.websockets.add(passed)
+    handler.keep_checking(passed)
     services.cluster.relays.add(passed, kernel.kernel_id, kernel.replica_id)
     try:
         relay.start()
         await relay.ended
     finally:
         relay.abort()
+        handler.stop_checking(passed)
         services.websockets.discard(passed)
         services.cluster.relays.discard(passed, kernel.kernel_id)
 
 
 class _Passed:
-    """A websocket that is passed on, as the end of the server closes it."""
+    """A websocket that is passed on, as the end of the server, or of its access, closes it."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, owner: str) -> None:
         self._relay = relay
+        self._owner = owner  # of the kernel
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         self._relay.close(code or GOING_AWAY, reason or "")
+
+    def still_allowed(self, user: User) -> bool:
+        """Return True if a user may still reach the kernel."""
+        return user.may_reach(self._owner)
+
+    def end_access(self, error: Forbidden) -> None:
+        """Close the websocket."""
+        self._relay.close(error.close_code, error.reason)
 
 
 def _query(arguments: Mapping[str, list[bytes]]) -> str:

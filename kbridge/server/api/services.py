@@ -13,6 +13,7 @@ from kbridge.kernels.sessions import Sessions
 from kbridge.page.sampler import Sampler
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.jupyterhub import JupyterHub
+from kbridge.server.auth.open_connections import OpenConnections
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Readiness
 from kbridge.server.user_activity import ActivityReporter
@@ -106,6 +107,8 @@ class Services:
         The program that knows the users, if it is JupyterHub.
     user_activity : ActivityReporter or None
         Reports to it when users were active.
+    open_connections : OpenConnections or None
+        Ends the open connections of users who lose access; None without users.
     """
 
     kernels: BridgeKernelManager
@@ -127,6 +130,7 @@ class Services:
     sampler: Sampler | None = field(default=None, init=False)
     jupyterhub: JupyterHub | None = field(default=None, init=False)
     user_activity: ActivityReporter | None = field(default=None, init=False)
+    open_connections: OpenConnections | None = field(default=None, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

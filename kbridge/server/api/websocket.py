@@ -6,7 +6,9 @@ from typing import Any
 
 from kbridge import tornado
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import InvalidRequest, KernelNotFound
+from kbridge.errors import Forbidden, InvalidRequest, KernelNotFound
+from kbridge.kernels.users import User
+from kbridge.link.client import close_for
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.pass_on import find_remote, pass_websocket
 
@@ -73,9 +75,24 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         """Attach to the kernel, and let the end of the server find the websocket."""
         self.services.websockets.add(self)
+        self.keep_checking(self)
         super().open(*args, **kwargs)
 
     def on_close(self) -> None:
         """Detach from the kernel."""
         self.services.websockets.discard(self)
+        self.stop_checking(self)
         super().on_close()
+
+    def still_allowed(self, user: User) -> bool:
+        """Return True if a user may still reach the kernel."""
+        if user == self.user:
+            return True
+        try:
+            return user.may_reach_kernel(self.services.kernels.model(self.path_args[0]))
+        except KernelNotFound:  # it ends, or another replica takes it
+            return user.admin
+
+    def end_access(self, error: Forbidden) -> None:
+        """Close the websocket."""
+        close_for(self, error)

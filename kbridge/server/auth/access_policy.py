@@ -16,8 +16,12 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from kbridge.kernels.users import OPERATOR, User
+
+if TYPE_CHECKING:
+    from kbridge.server.auth.users import Credential
 
 __all__ = [
     "AccessPolicy",
@@ -81,12 +85,15 @@ class Decision:
         The client; None if it is not known.
     problem : str
         The reason for which the client could not be identified; else empty.
+    credential : Credential or None
+        The token by which another program knows the user; None for everybody else.
     """
 
     reason: str = ""
     auth_method: AuthMethod | None = None
     user: User | None = None
     problem: str = ""
+    credential: Credential | None = field(default=None, repr=False)
 
     @property
     def allowed(self) -> bool:

@@ -124,15 +124,19 @@ class Authenticator:
         if self.users is None:
             return self.policy.decide(info, public=public)
         found: tuple[AuthMethod, User] | None = None
-        problem = ""
+        problem, shown = "", None
         for method, credential in self._credentials(info, request):
             user = self.users.known(credential)
             if user is not None:
-                found = method, user
+                found, shown = (method, user), credential
                 break
             problem = problem or self.users.problem(credential)
         decision = self.policy.decide(info, public=public, found=found)
-        return decision if decision.user is not None else replace(decision, problem=problem)
+        if decision.user is None:
+            return replace(decision, problem=problem)
+        if found is not None and decision.user is found[1]:  # else it is the operator
+            return replace(decision, credential=shown)
+        return decision
 
     def _credentials(
         self, info: RequestInfo, request: httputil.HTTPServerRequest

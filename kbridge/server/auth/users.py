@@ -122,8 +122,20 @@ class Users:
 
     def problem(self, credential: Credential) -> str:
         """Return why nothing is known about a credential; empty if it was refused."""
-        refused = self._answer(self._refused, credential) is not None
-        return "" if refused or self.known(credential) is not None else self._problem
+        known = self.refused(credential) or self.known(credential) is not None
+        return "" if known else self._problem
+
+    def refused(self, credential: Credential) -> bool:
+        """Return True if the newest answer about a credential refuses it."""
+        return self._answer(self._refused, credential) is not None
+
+    def next_question(self, credential: Credential) -> float:
+        """Return the seconds until an open connection of a user needs a new answer."""
+        known = self._answer(self._known, credential)
+        age = float("inf") if known is None else self._clock() - known.time
+        # If the last question failed, or each request asks.
+        interval = max(self._fresh, _RETRY_SECONDS)
+        return interval - age if age < interval else _RETRY_SECONDS
 
     @staticmethod
     def _answer(answers: dict[bytes, _Answer], credential: Credential) -> _Answer | None:

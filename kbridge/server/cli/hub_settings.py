@@ -41,7 +41,8 @@ class HubSettings(HasTraits):
         60.0,
         min=0.0,
         help="""Seconds for which an answer of JupyterHub about a token holds. A token that was
-        withdrawn works no longer than that.""",
+        withdrawn works no longer than that; its open websockets end at most a quarter later, but
+        not before 5 s.""",
     ).tag(config=True)
     hub_outage_seconds = Float(
         900.0,

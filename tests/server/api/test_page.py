@@ -1,5 +1,7 @@
+import asyncio
 import json
 import re
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -8,12 +10,15 @@ import pytest
 import kbridge
 from kbridge.cluster.peers import Peers
 from kbridge.cluster.remote_kernels import RemoteKernels
+from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.page.files import POLICY
 from kbridge.page.sampler import Sampler
 from kbridge.server.api.live_source import ServerSource
 from tests.support.cluster_view import FixedView, kernel_of, replica_at
+from tests.support.users import ADMIN, ALICE, Checks, Table
+from tests.support.waiting import TIMEOUT
 
 TOKEN = "a-token-of-the-tests"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -115,6 +120,42 @@ async def test_there_are_no_samples_without_the_page_or_a_listing(
     status, _, message = error_of(await running.ask("GET", "/api/live"))
     assert (status, "list_kernels" in message) == (403, True)
     assert not running.services.sampler.running
+
+
+async def test_a_live_stream_ends_with_the_access_of_its_user(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table()
+    checks = Checks(table)
+    running = await start(users=checks.users, guarded=True)
+    opened = checks.of(running.services)
+    manager = BridgeKernelManager(hubs=HubTable(), writer=RegistryWriter())
+    monkeypatch.setattr(running.services, "kernels", manager)
+    sampler = running.services.sampler = Sampler(
+        ServerSource(running.services), pause=lambda _: asyncio.sleep(0.01)
+    )
+    streams = []
+    async with asyncio.timeout(TIMEOUT):
+        for token in ("token-alice", f"token-{ADMIN.name}", TOKEN):
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            request = f"GET /api/live HTTP/1.0\r\nAuthorization: token {token}\r\n"
+            writer.write(f"{request}Host: localhost\r\n\r\n".encode())
+            assert b" 200 " in await reader.readuntil(b"\r\n")
+            await reader.readuntil(b"\n\n")
+            streams.append((reader, writer))
+        del table.users["token-alice"]
+        table.users[f"token-{ADMIN.name}"] = replace(ADMIN, admin=False)
+        checks.check()
+        checks.check()
+        for reader, _ in streams[:2]:
+            await reader.read()  # to the end
+        await streams[2][0].readuntil(b"\n\n")
+    assert sampler.watchers == 1
+    assert ALICE not in table.users.values()
+    for _, writer in streams:
+        writer.close()
+    await sampler.aclose()
+    await opened.aclose()
 
 
 async def test_a_program_receives_the_version_and_the_number_of_kernels(

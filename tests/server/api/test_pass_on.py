@@ -27,7 +27,7 @@ from kbridge.server.auth.users import Users
 from kbridge.server.http.listen import TlsFiles, make_context
 from tests.support.certificate import Authority, Certificate
 from tests.support.cluster_view import FixedView, kernel_of, replica_at
-from tests.support.users import ADMIN, Table
+from tests.support.users import ADMIN, Checks, Table
 from tests.support.waiting import TIMEOUT, until
 
 SECRET = "the-secret-of-the-cluster"
@@ -215,6 +215,42 @@ async def test_the_user_of_a_request_is_passed_on(make: Make) -> None:
         await ws.send("hello")
         assert await ws.recv() == "hello"
     assert OwnerChannels.users == [User("bob")]
+
+
+async def test_a_websocket_that_is_passed_on_ends_with_the_access_of_its_user(make: Make) -> None:
+    """The server that the browser is connected to asks; the owner knows no token of a user."""
+    table = Table()
+    checks = Checks(table)
+    cluster = await make(users=checks.users, guarded=True)
+    opened = checks.of(cluster.front.services)
+    kernel_id = str(await cluster.owner.kernels.start_kernel(user="alice"))
+    cluster.view.put(kernel_of("other", kernel_id, user="alice"))
+    url = f"ws{cluster.front.url.removeprefix('http')}/api/kernels/{kernel_id}/channels?token="
+    admin = f"token-{ADMIN.name}"
+    async with (
+        connect(f"{url}token-alice") as hers,
+        connect(f"{url}{admin}".replace(" ", "%20")) as his,
+        cluster.connect(kernel_id) as operators,
+    ):
+        for ws in (hers, his, operators):
+            await ws.send("hello")
+            assert await ws.recv() == "hello"
+        del table.users["token-alice"]
+        table.users[admin] = User(ADMIN.name)
+        checks.check()
+        checks.check()
+        for ws, reason in ((hers, "no longer valid"), (his, "no longer gives access")):
+            with pytest.raises(ConnectionClosed) as caught:
+                async with asyncio.timeout(TIMEOUT):
+                    await ws.recv()
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1008
+            assert reason in caught.value.rcvd.reason
+        await until(lambda: len(OwnerChannels.open_now) == 1, "the owner's websockets end, too")
+        await operators.send("still here")
+        assert await operators.recv() == "still here"
+    assert set(table.asked) == {"token-alice", admin}
+    await opened.aclose()
 
 
 async def test_a_request_is_passed_on_once(cluster: Cluster, error_of: Any) -> None:

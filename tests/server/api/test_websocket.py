@@ -24,6 +24,7 @@ from kbridge.errors import KernelNotFound
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
+from kbridge.kernels.users import User
 from kbridge.link.keepalive import Keepalive
 from kbridge.link.memory import MemoryKernel
 from kbridge.server.api.routes import make_application
@@ -31,6 +32,7 @@ from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.auth.users import Credential
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -39,7 +41,8 @@ from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, KEY
 from tests.link.peer import BINARY, PING, TEXT, Peer
 from tests.support.memory import MemoryKernels
-from tests.support.waiting import TIMEOUT
+from tests.support.users import ADMIN, Checks, Table
+from tests.support.waiting import TIMEOUT, until
 
 TOKEN = "a-token-of-the-tests"
 ID = "a-kernel"
@@ -59,6 +62,9 @@ class Kernels(Configurable):
 
     def __contains__(self, kernel_id: str) -> bool:
         return kernel_id == ID
+
+    def model(self, kernel_id: str) -> dict[str, Any]:
+        return {"id": self.get_kernel(kernel_id).kernel_id, "user": "alice"}
 
     def get_kernel(self, kernel_id: str) -> Kernel:
         if kernel_id != ID:
@@ -724,3 +730,73 @@ async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_no_objects(harne
     assert process.memory_info().rss < memory + (16 << 20)
     assert len(harness.hubs) == 0
     assert harness.services.websockets == set()
+
+
+# -- users -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def with_users(harness: Harness) -> AsyncIterator[tuple[Table, Checks]]:
+    """Give a server users; they are known already."""
+    table = Table()
+    checks = Checks(table)
+    policy = AccessPolicy(token=TOKEN, cookie_secret=b"s", users=True)
+    harness.services.auth = Authenticator(policy, users=checks.users)
+    opened = checks.of(harness.services)
+    for token in table.users:
+        lookup = checks.users.lookup(Credential(token))
+        assert lookup is not None
+        await lookup
+    table.asked.clear()
+    yield table, checks
+    await opened.aclose()
+    await checks.users.aclose()
+
+
+async def test_all_websockets_of_a_withdrawn_token_end(harness: Harness) -> None:
+    async with (
+        with_users(harness) as (table, checks),
+        harness.client(token="token-alice") as first,
+        harness.client(token="", query="token=token-alice", dialect=legacy) as second,
+        harness.client(token=f"token-{ADMIN.name}") as other,
+        harness.client() as operator,
+    ):
+        await harness.until_connections(4)
+        del table.users["token-alice"]
+        checks.check()  # the tokens have their turns in the order in which they came
+        for ws in (first, second):
+            code, reason = await ended(ws)
+            assert (code, "token is no longer valid" in reason) == (1008, True)
+        await harness.until_connections(2)
+        checks.check()
+        await until(lambda: len(table.asked) == 2, "a question about each user, none about others")
+        harness.prove()
+        harness.say(stream("hello"))
+        for ws in (other, operator):
+            assert json.loads((await read(ws)).content)["text"] == "hello"
+
+
+async def test_the_websocket_of_a_former_administrator_ends_if_the_kernel_is_not_theirs(
+    harness: Harness,
+) -> None:
+    token = "token-alice"
+    async with with_users(harness) as (table, checks):
+        for name, admin in (("carol", True), ("alice", True)):
+            table.users[token] = User(name, admin)
+            lookup = checks.users.lookup(Credential(token))
+            assert lookup is not None
+            await lookup
+            table.asked.clear()
+            async with harness.client(token=token) as ws:
+                await harness.until_connections(1)
+                table.users[token] = User(name)
+                checks.check()
+                if name == "carol":
+                    code, reason = await ended(ws)
+                    assert (code, "no longer gives access" in reason) == (1008, True)
+                else:
+                    await until(lambda: table.asked, "the question")
+                    checks.check()
+                    await until(lambda: len(table.asked) == 2, "the next question")
+                    assert harness.hubs.connections(ID) == 1
+            await harness.until_connections(0)

@@ -10,7 +10,7 @@ from kbridge.server.auth.authenticator import (
     parse_authorization,
     parse_cluster_secret,
 )
-from kbridge.server.auth.users import Users
+from kbridge.server.auth.users import Credential, Users
 from tests.support.users import ALICE, Table
 
 ALLOW = "Access-Control-Allow-Origin"
@@ -116,6 +116,30 @@ async def test_other_tokens_of_a_known_user_are_not_asked_for() -> None:
             await lookup
         assert auth.decide(asking).user == ALICE
     assert table.asked == ["token-alice", "guess-0"]
+
+
+async def test_only_users_whom_another_program_knows_have_a_credential() -> None:
+    policy = AccessPolicy("operator's", cluster_secret="secret", users=True, cookie_secret=b"s")
+    auth = Authenticator(policy, users=Users(Table()))
+
+    async def credential(asking: HTTPServerRequest) -> Credential | None:
+        if (lookup := auth.lookup(asking)) is not None:
+            await lookup
+        return auth.decide(asking).credential
+
+    assert await credential(request("/", "token-alice")) == Credential("token-alice")
+    assert await credential(request("/?token=token-alice", "")) == Credential("token-alice")
+    login = request("/", "")
+    login.headers["Cookie"] = (
+        f"kbridge={policy.user_cookie('token-bob')}; jupyterhub-session-id=his"
+    )
+    assert await credential(login) == Credential("token-bob", "his")
+    for path, token in (("/", "guess"), ("/", "operator's"), ("/?token=token-bob", "operator's")):
+        assert await credential(request(path, token)) is None
+    replica = request("/?token=token-bob", "")
+    replica.headers["Authorization"] = "kbridge-cluster secret"
+    assert await credential(replica) is None
+    assert "alice" not in repr(auth.decide(request("/", "token-alice")).credential)
 
 
 async def test_the_token_of_the_metrics_is_not_asked_for() -> None:
