@@ -87,10 +87,28 @@ class FrameSource(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Positions in the input of a source of frames, noted when its frames are written."""
+    """The input of a source of frames, and notes, for the next process if this one is killed.
+
+    Positions in the input are noted when the frames of the source are written.
+    """
+
+    @property
+    def stays(self) -> bool:
+        """True if all input behind the last position comes again in the next process."""
+        ...
 
     def note(self) -> None:
         """Note the present position: the source has the frames of all input before it."""
 
     def reached(self, end: int) -> None:
         """Note that all frames up to the last note are on disk; they are those before `end`."""
+
+    def remember(self, line: bytes) -> bool:
+        """Keep a line for the next process; False if there is no room for it."""
+        ...
+
+    def begin_write(self) -> None:
+        """Note that all lines so far are being written to disk."""
+
+    def forget_written(self) -> None:
+        """Forget these lines, because they are on disk."""

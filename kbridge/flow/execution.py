@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 from kbridge.flow.activity import state_of
@@ -225,7 +226,9 @@ class Execution:
     def entry(self) -> dict[str, Any]:
         """Return the value for the log: the fields that differ from their defaults."""
         entry = {
-            name: value for name, default in _FIELDS if (value := getattr(self, name)) != default
+            name: value
+            for name, default, value in zip(_NAMES, _NAME_DEFAULTS, _values(self), strict=True)
+            if value != default
         }
         if self.header:
             entry["header"] = self.header.decode("utf-8", "surrogateescape")
@@ -282,8 +285,9 @@ _DEFAULTS: Final = {field.name: field.default for field in fields(Execution)}
 _TEXTS: Final = frozenset({"session", "cell", "state", "outcome"})
 _TIMES: Final = frozenset({"submitted", "started", "ended"})
 _NAMES: Final = tuple(name for name in _DEFAULTS if name not in ("msg_id", "header"))
-# With a default that no value equals for a field without one, which is always written.
-_FIELDS: Final = tuple((name, _DEFAULTS[name]) for name in _NAMES)
+# Of a field without a default, this is an object that no value equals: it is always written.
+_NAME_DEFAULTS: Final = tuple(_DEFAULTS[name] for name in _NAMES)
+_values: Final = attrgetter(*_NAMES)
 _STATES: Final = FINISHED | {WAITING, RUNNING}
 _LATEST: Final = 1e11  # Unix seconds
 

@@ -31,11 +31,12 @@ from kbridge.hub.held import HeldRequests
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import BROKEN, FULL, Notices
 from kbridge.hub.queue_wait import QueueWait
-from kbridge.hub.recovered import SavedState, read_entries
+from kbridge.hub.recovered import SavedState, read_entries, unwritten_requests
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.choice import LinkKind, keeping, make_link
 from kbridge.link.interfaces import ClientLink
+from kbridge.storage.state_log import parse
 from kbridge.wire.closing import KERNEL_SHUT_DOWN
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
@@ -111,6 +112,8 @@ class Hub:
         kept = environment.keeper.kernel(kernel_id) if environment.keeper and history else None
         adopted = former is not None or following
         if history is not None and (before := history.recovered) is not None:
+            if kept is not None:
+                before = history.recall(unwritten_requests(parse(kept.notes), before.records))
             saved = read_entries(before.records, before.next_seq)
             adopted = adopted or bool(before.next_seq or saved.sessions or saved.executions)
         if kept is not None:

@@ -2,6 +2,9 @@
 
 `kbridge.hub.recovered` describes the entries. Writing costs no I/O here: the log is written in
 another thread, with the frames.
+
+If the connections outlive this bridge, the messages come again. States that follow from them are
+written as late as the frames, and a new request is remembered until then.
 """
 
 from __future__ import annotations
@@ -87,12 +90,12 @@ class Recorder:
             self._history.record(f"session/{each.session_id}", None)
             self._history.record(f"place/{each.number}", None)
 
-    def _place(self, session: ClientSession) -> None:
+    def _place(self, session: ClientSession, *, late: bool = False) -> None:
         seq = None if session.place is None else session.place.seq
         number = session.number
         if self._places.get(number, seq) != seq:  # a forgotten session has no entry
             self._places[number] = seq
-            self._history.record(f"place/{number}", seq)
+            self._history.record(f"place/{number}", seq, late=late)
 
     def moved(self, session: ClientSession) -> None:
         """Write the place of a session soon, because it may have changed."""
@@ -108,7 +111,7 @@ class Recorder:
             self._timer = None
         moved, self._moved = self._moved, {}
         for session in moved:
-            self._place(session)
+            self._place(session, late=True)
 
     def close(self) -> None:
         """Write the places that have changed, and hold no memory; may be called twice."""
@@ -139,7 +142,7 @@ class Recorder:
                 return
             del self._ended[ended.msg_id]
             self._settled = max(self._settled, ended.end)
-            self._history.record("settled", self._read_settled)
+            self._history.record("settled", self._read_settled, late=True)
             large = ended.error is not None
             ended.settle()
             if large:
@@ -152,13 +155,17 @@ class Recorder:
         """Remove a request to execute code."""
         self._ended.pop(msg_id, None)
         self._unwritten.discard(msg_id)
-        self._history.record(f"execution/{msg_id}", None)
+        self._history.record(f"execution/{msg_id}", None, late=True)
 
     def _write(self, execution: Execution) -> None:
         msg_id = execution.msg_id
-        if msg_id not in self._unwritten:  # a cell changes several times between two writes
-            self._unwritten.add(msg_id)
-            self._history.record(f"execution/{msg_id}", partial(self._entry, execution))
+        if msg_id in self._unwritten:  # a cell changes several times between two writes
+            return
+        self._unwritten.add(msg_id)
+        history, key = self._history, f"execution/{msg_id}"
+        # The messages of a request that has begun say what has become of it.
+        late = execution.started is not None or history.remember(key, execution.entry)
+        history.record(key, partial(self._entry, execution), late=late)
 
     def _entry(self, execution: Execution) -> dict[str, Any]:
         """Return the state of an execution, which is being written."""

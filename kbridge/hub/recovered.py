@@ -41,6 +41,7 @@ __all__ = [
     "kernel_mark",
     "read_entries",
     "shown_late",
+    "unwritten_requests",
 ]
 
 _APART: Final = 1 << 32
@@ -226,6 +227,30 @@ class SavedState:
     executions: list[Execution] = field(default_factory=list)
     inputs: list[InputRequest] = field(default_factory=list)
     cut: str = ""
+
+
+def unwritten_requests(
+    notes: Mapping[str, object], entries: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the executions in the notes of an earlier bridge that its log does not have.
+
+    Those of a session that the log does not have, either, are left out: no client would come back
+    with the number of that session, to which the reply would go.
+
+    Parameters
+    ----------
+    notes, entries : mapping
+        The values by key; those of the log are later ones.
+    """
+    numbers = [value for key, value in entries.items() if key.startswith("session/")]
+    return {
+        key: value
+        for key, value in notes.items()
+        if key.startswith("execution/")
+        and key not in entries
+        and isinstance(value, dict)
+        and value.get("client") in numbers
+    }
 
 
 def read_entries(entries: Mapping[str, object], end: int) -> SavedState:

@@ -6,7 +6,7 @@ Invariants:
   taken on the event loop, in the same order;
 - a job ends with the task that reaches `JOB_SIZE`; the other clients take part in the next one;
 - a job begins `FLUSH_DELAY` after the first change or after the end of the previous job, or at once
-  if `hurry` is called.
+  if `hurry` is called. If all clients that wait have more time, it begins later.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from typing import Final
 from kbridge.storage.disk import Disk
 from kbridge.storage.workers import Workers
 
-__all__ = ["FLUSH_DELAY", "JOB_SIZE", "Client", "FlushQueue", "Overseer", "Task"]
+__all__ = ["FLUSH_DELAY", "JOB_SIZE", "LATE_DELAY", "Client", "FlushQueue", "Overseer", "Task"]
 
 FLUSH_DELAY: Final = 0.01
-"""Seconds; the frames of this time are lost if the process is killed."""
+"""Seconds; changes of this time are lost if the process is killed, unless others keep them."""
+
+LATE_DELAY: Final = 0.1
+"""Seconds, for changes that others keep. A job costs as much as some round trips."""
 
 
 JOB_SIZE: Final = 32 * 1024 * 1024
@@ -109,8 +112,8 @@ class FlushQueue:
     """
 
     __slots__ = (
-        *("_clients", "_closed", "_disk", "_hurried", "_job", "_late", "_overseer", "_tasks"),
-        *("_timer", "_waiters", "_worker"),
+        *("_clients", "_closed", "_delay", "_disk", "_due", "_hurried", "_job", "_left"),
+        *("_overseer", "_tasks", "_timer", "_waiters", "_worker"),
     )
 
     def __init__(self, disk: Disk, overseer: Overseer) -> None:
@@ -121,9 +124,11 @@ class FlushQueue:
         self._tasks: list[Task] = []
         self._job: _Job | None = None
         self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # when the timer ends
+        self._delay = LATE_DELAY  # from the end of the job under way to the next one
         self._hurried = False
         self._closed = False
-        self._late = False  # clients wait only because the job under way is large
+        self._left = False  # clients wait only because the job under way is large
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -135,13 +140,33 @@ class FlushQueue:
         """Return the seconds since the job under way made progress; 0 if there is none."""
         return asyncio.get_running_loop().time() - self._job.progress if self._job else 0.0
 
-    def add(self, client: Client) -> None:
-        """Ask a client for its work, with the next job."""
+    def add(self, client: Client, delay: float = FLUSH_DELAY) -> None:
+        """Ask a client for its work, with the next job.
+
+        Parameters
+        ----------
+        client : Client
+        delay : float
+            Seconds until then, at most; the client may be added again with another delay.
+        """
         if self._closed:
             return
         self._clients[client] = None
-        if self._timer is None and self._job is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)
+        if self._job is not None:
+            self._delay = min(self._delay, delay)
+        elif not self._hurried:
+            self._wait(delay)
+
+    def _wait(self, delay: float) -> None:
+        """Begin the next job after so many seconds, unless it begins earlier."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay
+        if self._timer is not None:
+            if self._due <= due:
+                return
+            self._timer.cancel()
+        self._due = due
+        self._timer = loop.call_later(delay, self._start)
 
     def put(self, task: Task) -> None:
         """Do a task, with the next job; a closed queue ends it at once."""
@@ -183,12 +208,12 @@ class FlushQueue:
         tasks = [*self._ask(self._overseer), *self._tasks]
         self._tasks.clear()
         clients, self._clients = self._clients, {}
-        self._late = False
+        self._left = False
         nbytes = 0
         for client in clients:
             if nbytes >= JOB_SIZE:
                 self._clients[client] = None
-                self._late = True
+                self._left = True
                 continue
             for task in self._ask(client):
                 tasks.append(task)
@@ -226,10 +251,11 @@ class FlushQueue:
         self.wake()
         if self._closed:
             return
-        if self._tasks or self._late or self._overseer.waits:
+        delay, self._delay = self._delay, LATE_DELAY
+        if self._tasks or self._left or self._overseer.waits:
             self.hurry()
-        elif self._clients and self._timer is None:
-            self._timer = loop.call_later(FLUSH_DELAY, self._start)
+        elif self._clients and not self._hurried:
+            self._wait(delay)
 
     def wake(self) -> None:
         """End all calls of `job_done`, although the job under way has not ended."""

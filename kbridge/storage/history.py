@@ -7,7 +7,7 @@ the loop takes the results; a reading thread gets a path and a position.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from kbridge.flow.batch import Checkpoints, FrameSource
@@ -16,12 +16,12 @@ from kbridge.storage.chunks import Chunk
 from kbridge.storage.context import StoreContext, segment_size
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles
-from kbridge.storage.flush import Client, Task
+from kbridge.storage.flush import FLUSH_DELAY, LATE_DELAY, Client, Task
 from kbridge.storage.index import Segment
 from kbridge.storage.reading import FrameReader, full_stretch, gap_before, sparse_stretch
 from kbridge.storage.recovery import Recovered, RecoveredFiles
 from kbridge.storage.segments import Segments
-from kbridge.storage.state_log import StateLog, Value
+from kbridge.storage.state_log import StateLog, Value, line_of
 from kbridge.storage.work import Close, Work
 
 __all__ = ["History", "Recovered"]
@@ -92,6 +92,7 @@ class History(Client):
         self._noted: int | None = None  # the end of the journal at the last note
         self._counted = 0
         self._queued = self._writing = self._idle = False
+        self._soon = False  # True if something must be written within `FLUSH_DELAY`
         self._failed = self._retrying = self._stopped = False
         self._closed = False
         self._ended: asyncio.Future[None] | None = None
@@ -177,15 +178,38 @@ class History(Client):
         """Report from now on which input of the source is on disk."""
         self._checkpoints = checkpoints
 
+    def recall(self, values: Mapping[str, object]) -> Recovered:
+        """Add values that an earlier process had not written to `recovered`, and write them."""
+        assert self.recovered is not None
+        for key, value in values.items():
+            self.record(key, value)
+        records = {**self.recovered.records, **values}
+        self.recovered = self.recovered._replace(records=records)
+        return self.recovered
+
     def changed(self) -> None:
-        """Note that the source has new frames; they are written within 10 ms."""
+        """Note that the source has new frames.
+
+        They are written within `FLUSH_DELAY`, or within `LATE_DELAY` if they come again.
+        """
         if self._queued:
             if self._unwritten >= _HURRY_SIZE:
                 self._context.queue.hurry()
         else:
             self._ask()
 
-    def record(self, key: str, value: Value | None) -> None:
+    def remember(self, key: str, value: Value) -> bool:
+        """Keep a value until `record` has written it, also if this process is killed.
+
+        Returns
+        -------
+        bool
+            False if there is no memory that outlives the process.
+        """
+        kept = self._checkpoints
+        return kept is not None and kept.stays and kept.remember(line_of(key, value))
+
+    def record(self, key: str, value: Value | None, *, late: bool = False) -> None:
         """Set what `Recovered.records` has for a key after a crash; None removes the key.
 
         The key is removed when all frames that the source has now are on disk.
@@ -195,13 +219,19 @@ class History(Client):
         key : str
         value : object, callable or None
             Anything that JSON can express, or a function that returns it when it is written.
+        late : bool
+            True if it may be written as late as frames: the next process finds it out.
         """
         end = 0
         if value is None and self._source is not None:
             end = self._source.next_seq
         self._states.set(key, value, end)
-        if not self._queued:
-            self._ask()
+        if late:
+            if not self._queued:
+                self._ask()
+        elif not self._soon:
+            self._soon = True
+            self._ask_soon()
 
     def give_up(self) -> None:
         """Give up the oldest segment, because the disk has no space for all kernels."""
@@ -221,7 +251,7 @@ class History(Client):
 
     def next_task(self) -> Task | None:
         """Return the work to do now."""
-        self._queued = False
+        self._queued = self._soon = False
         self._idle = True
         if self._closed or self._stopped or (self._failed and not self._retrying):
             return None
@@ -231,9 +261,11 @@ class History(Client):
         if not (batch or compaction or self._retrying or self._has_states):
             return None
         append = segments.append(batch) if batch else None
-        if self._checkpoints is not None and self._noted is None and self._source is not None:
-            self._checkpoints.note()
-            self._noted = self._source.next_seq
+        if self._checkpoints is not None:
+            self._checkpoints.begin_write()
+            if self._noted is None and self._source is not None:
+                self._checkpoints.note()
+                self._noted = self._source.next_seq
         self._idle = False
         self._writing = True
         work = Work(
@@ -284,7 +316,7 @@ class History(Client):
             segments.superfluous += work.remove
             segments.roll()
             failures.failed(self._kernel_id, error)
-        self._reach()
+        self._reach(error)
         self._count(added)
         self._update(failed=error is not None, stopped=self._stopped)
         if self._has_work:
@@ -395,7 +427,15 @@ class History(Client):
         """Take part in the next job."""
         if not self._queued and not self._writing and self.active:
             self._queued = True
-            self._context.queue.add(self)
+            late = not self._soon and self._checkpoints is not None and self._checkpoints.stays
+            self._context.queue.add(self, LATE_DELAY if late else FLUSH_DELAY)
+
+    def _ask_soon(self) -> None:
+        """Take part in a job within `FLUSH_DELAY`, although others have more time."""
+        if self._queued:
+            self._context.queue.add(self, FLUSH_DELAY)
+        else:
+            self._ask()
 
     def _update(self, *, failed: bool, stopped: bool) -> None:
         before = self.active
@@ -408,7 +448,9 @@ class History(Client):
         if self._source is not None:
             self._source.on_durable(self.active)
 
-    def _reach(self) -> None:
+    def _reach(self, error: BaseException | None) -> None:
+        if error is None and self._checkpoints is not None:
+            self._checkpoints.forget_written()
         if self._noted is not None and self._noted <= self.end:
             assert self._checkpoints is not None
             noted, self._noted = self._noted, None

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_hexdigest
 
-__all__ = ["StateChanges", "StateLog", "Value", "parse"]
+__all__ = ["StateChanges", "StateLog", "Value", "line_of", "parse"]
 
 Value: TypeAlias = object | Callable[[], object]
 """Anything that JSON can express, or a function that returns it when the value is written."""
@@ -74,7 +74,7 @@ class StateLog:
 
     def __init__(self, records: dict[str, object] | None) -> None:
         lines = (records or {}).items()
-        self._lines = {key: _line(key, value) for key, value in lines}
+        self._lines = {key: line_of(key, value) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
         # Values without a line yet. Of several values between two writes, only the last gets one.
         self._new: dict[str, Value] = {}
@@ -149,7 +149,7 @@ class StateLog:
 
     def _encode(self) -> None:
         for key, value in self._new.items():
-            line = _line(key, value() if callable(value) else value)
+            line = line_of(key, value)
             self._live += len(line) - len(self._lines.get(key, b""))
             self._lines[key] = line
             self._changed[key] = None
@@ -183,8 +183,10 @@ def parse(data: bytes) -> dict[str, object]:
     return records
 
 
-def _line(key: str, value: object) -> bytes:
-    return _checked(f'{{"k":{_to_json(key)},"v":{_to_json(value)}}}'.encode())
+def line_of(key: str, value: Value) -> bytes:
+    """Return the line that sets a key; `parse` reads it."""
+    entry = value() if callable(value) else value
+    return _checked(f'{{"k":{_to_json(key)},"v":{_to_json(entry)}}}'.encode())
 
 
 def _removal(key: str) -> bytes:

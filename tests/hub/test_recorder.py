@@ -21,6 +21,7 @@ from kbridge.storage.state_log import parse
 from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import Rig, received, texts
+from tests.storage.harness import KeptMemory
 from tests.support.waiting import until
 
 ID = "a-kernel"
@@ -55,6 +56,12 @@ class Bridges:
         self._rigs.append(made)
         made.clock.now += number  # a crash takes time
         made.prove()
+        return made
+
+    def memory(self) -> KeptMemory:
+        """Give the kernel memory that outlives the present bridge."""
+        made = KeptMemory()
+        self._stores[-1].history(ID).follow(made)
         return made
 
     def files(self) -> Path:
@@ -311,6 +318,25 @@ async def test_a_place_behind_what_was_written_is_not_believed_by_a_later_bridge
 
 
 # -- requests -------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_remembered_until_it_is_written(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("s")
+    await bridges.flush()
+    memory = bridges.memory()
+    ask = execute(rig, attachment)
+    assert list(memory.left) == ["execution/ask"]
+    say(rig, ask, "busy")
+    assert len(memory.lines) == 1, "its messages say the rest"
+    say(rig, ask, "reply", "idle")
+    execute(rig, attachment, "second")
+    assert list(memory.left) == ["execution/ask", "execution/second"]
+    await bridges.flush()
+    assert memory.left == {}
+    known = parse((bridges.files() / "state.log").read_bytes())
+    assert known["execution/ask"]["state"] == "done"
+    assert known["execution/second"]["client"] == attachment.session.number
 
 
 async def test_the_reply_of_a_request_that_ended_meanwhile_is_built(bridges) -> None:

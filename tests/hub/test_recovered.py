@@ -17,6 +17,7 @@ from kbridge.hub.recovered import (
     is_of_another_kernel,
     kernel_mark,
     read_entries,
+    unwritten_requests,
 )
 from kbridge.wire.message import Channel, Message
 
@@ -191,3 +192,22 @@ def test_the_cause_for_which_connections_ended_is_read() -> None:
     assert read_entries({"cut": "link is pyzmq"}, 0).cut == "link is pyzmq"
     assert read_entries({"cut": ["damaged"]}, 0).cut == ""
     assert len(read_entries({"cut": "x" * 10_000}, 0).cut) == 200
+
+
+def test_requests_in_the_notes_are_added_to_those_in_the_log() -> None:
+    entries: dict[str, object] = {
+        "session/mine": 1,
+        "session/damaged": ["1"],
+        "execution/written": {"client": 1, "state": "done"},
+    }
+    notes: dict[str, object] = {
+        "execution/written": {"client": 1},
+        "execution/new": {"client": 1},
+        "execution/of an unknown session": {"client": 2},
+        "execution/without a client": {},
+        "execution/damaged": ["client", 1],
+        "session/other": 3,
+    }
+    assert unwritten_requests(notes, entries) == {"execution/new": {"client": 1}}
+    assert unwritten_requests({}, entries) == {}
+    assert unwritten_requests(notes, {}) == {}

@@ -90,6 +90,31 @@ def number_in(path: Path) -> int:
     return int(eventually(path.read_text, f"there is a number in {path}"))
 
 
+async def test_a_request_that_was_just_sent_is_known(server: RestartableServer) -> None:
+    """Its entry in the log is written later than the server ends."""
+    server.start()
+    kernel = server.start_kernel("python3")
+    go = server.home / "go"
+    async with attach(server, kernel, session="mine") as ws:
+        first = await ws.start(
+            f"import os\nprint('runs')\nwhile not os.path.exists({str(go)!r}): pass"
+        )
+        await ws.until_text("runs")
+        second = await ws.start("print('second')")
+        listed = f"/api/kernels/{kernel}/executions"
+        eventually(lambda: len(server.request("GET", listed).json()) == 2, "both are known")
+        server.crash()
+    server.start()
+    found = {entry["id"]: entry["state"] for entry in server.request("GET", listed).json()}
+    assert found == {first: "running", second: "waiting"}
+    go.touch()
+    async with attach(server, kernel, session="mine") as ws:
+        done = await ws.finish(second)
+    assert done.reply["status"] == "ok"
+    assert done.text() == "second\n"
+    server.assert_clean_log()
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["session", "since"])
 @pytest.mark.parametrize("name", ["python3", "one_thread"])
 async def test_no_line_is_lost(server: RestartableServer, name: str, named: bool) -> None:

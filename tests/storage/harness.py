@@ -13,6 +13,7 @@ from kbridge.flow.batch import Batch
 from kbridge.flow.places import Gap, Place
 from kbridge.storage.disk import Disk
 from kbridge.storage.history import History
+from kbridge.storage.state_log import parse
 from kbridge.storage.store import JournalStore, StoreSettings
 from tests.support.waiting import TIMEOUT
 
@@ -105,6 +106,38 @@ class Source:
 
     def offset(self, seq: int) -> int:
         return self.end if seq == self.next_seq else self.offsets[seq - self.first]
+
+
+class KeptMemory:
+    """Memory that outlives the process: it records the calls and has the lines that are there."""
+
+    def __init__(self) -> None:
+        self.stays = True
+        self.lines: list[bytes] = []
+        self.being_written: list[bytes] = []
+        self.reached_at: list[int] = []
+
+    def note(self) -> None:
+        """Do nothing: the source has no input."""
+
+    def reached(self, end: int) -> None:
+        self.reached_at.append(end)
+
+    def remember(self, line: bytes) -> bool:
+        self.lines.append(line)
+        return True
+
+    def begin_write(self) -> None:
+        self.being_written += self.lines
+        self.lines = []
+
+    def forget_written(self) -> None:
+        self.being_written = []
+
+    @property
+    def left(self) -> dict[str, object]:
+        """The values that the next process finds."""
+        return parse(b"".join(self.being_written + self.lines))
 
 
 async def open_store(

@@ -22,10 +22,12 @@ import pytest
 from kbridge.flow.places import Place
 from kbridge.storage.context import segment_size
 from kbridge.storage.disk import Disk, Space
+from kbridge.storage.flush import FLUSH_DELAY, LATE_DELAY, Client, FlushQueue
 from kbridge.storage.history import History
 from tests.storage.harness import (
     START,
     FailingDisk,
+    KeptMemory,
     MiB,
     Reading,
     SlowDisk,
@@ -112,6 +114,92 @@ async def test_frames_are_written_soon_after_they_changed(tmp_path: Path) -> Non
     history.changed()
     await until(lambda: source.written == 4)
     await store.aclose(keep=False)
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The delays with which histories have asked for a job."""
+    found: list[float] = []
+    add = FlushQueue.add
+
+    def note(queue: FlushQueue, client: Client, delay: float = FLUSH_DELAY) -> None:
+        found.append(delay)
+        add(queue, client, delay)
+
+    monkeypatch.setattr(FlushQueue, "add", note)
+    return found
+
+
+async def test_what_comes_again_is_written_later(tmp_path: Path, delays: list[float]) -> None:
+    store = await open_store(tmp_path)
+    history, source, memory = store.history("k"), Source(), KeptMemory()
+    history.attach(source)
+    history.follow(memory)
+    say(source, 1)
+    history.changed()
+    await until(lambda: source.written == 1)
+    delays.clear()
+    say(source, 1)
+    history.changed()
+    history.record("place/1", 1, late=True)
+    assert delays == [LATE_DELAY]
+    history.record("session/1", 1)
+    history.record("session/2", 2)
+    assert delays == [LATE_DELAY, FLUSH_DELAY], "it does not come again"
+    await until(lambda: source.written == 2)
+    assert memory.reached_at == [1, 2]
+    delays.clear()
+    say(source, 1)
+    history.changed()
+    assert delays == [LATE_DELAY], "the next time, there is time again"
+    await until(lambda: source.written == 3)
+    memory.stays = False
+    delays.clear()
+    say(source, 1)
+    history.changed()
+    assert delays == [FLUSH_DELAY]
+    await store.aclose(keep=False)
+
+
+async def test_a_value_is_remembered_until_it_is_written(tmp_path: Path) -> None:
+    disk = FailingDisk()
+    store = await open_store(tmp_path, disk=disk)
+    history, source, memory = store.history("k"), Source(), KeptMemory()
+    history.attach(source)
+    assert not history.remember("request/1", [1]), "there is no memory that outlives the process"
+    history.follow(memory)
+    await history.flush()
+    disk.fail(errno.ENOSPC, "write")
+    assert history.remember("request/1", lambda: [1])
+    history.record("request/1", [1], late=True)
+    await history.flush()
+    assert not history.active
+    assert memory.left == {"request/1": [1]}
+    disk.heal()
+    store.retry()
+    await until(lambda: history.active)
+    await history.flush()
+    assert memory.left == {}
+    await store.aclose(keep=True)
+
+
+async def test_the_next_process_has_what_was_remembered(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    history = store.history("k")
+    history.attach(Source())
+    history.record("request/1", ["ended"])
+    await history.flush()
+    await store.aclose(keep=True)
+    for life in range(2):
+        store = await open_store(tmp_path, keep=["k"])
+        history = store.history("k")
+        if life == 0:
+            history.recall({"request/2": ["sent"]})
+        assert history.recovered is not None
+        assert history.recovered.records == {"request/1": ["ended"], "request/2": ["sent"]}
+        history.attach(Source())
+        await history.flush()
+        await store.aclose(keep=True)
 
 
 async def test_a_history_that_comes_again_goes_on(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from kbridge.link.holder.header import (
     unread,
 )
 from kbridge.link.holder.memory import MemoryFile, MemoryPart
+from kbridge.link.holder.notes import NOTES_MEMORY, Notes
 
 __all__ = ["SharedBuffer", "SharedMemory", "memory_size"]
 
@@ -48,12 +49,17 @@ _CALM: Final = 32  # reads into an empty buffer that used no more, after which a
 
 
 def memory_size(sizes: Sequence[int]) -> int:
-    """Return the memory that some buffers take with their headers, in bytes."""
+    """Return the memory that some buffers take with their headers and the notes, in bytes."""
+    return _offset(sizes) + NOTES_MEMORY
+
+
+def _offset(sizes: Sequence[int]) -> int:
+    """Return where the memory after some buffers begins."""
     return sum(sizes) + len(sizes) * HEADER_SIZE
 
 
 class SharedMemory:
-    """The memory of some buffers. Pages that were never used take no memory.
+    """The memory of some buffers, and of notes. Pages that were never used take no memory.
 
     Parameters
     ----------
@@ -72,7 +78,7 @@ class SharedMemory:
         self._sizes = sizes
         self._part = part = part or MemoryPart(MemoryFile(memory_size(sizes)), 0)
         self._file = part.file
-        self.offsets = [part.start + memory_size(sizes[:i]) for i in range(len(sizes))]
+        self.offsets = [part.start + _offset(sizes[:i]) for i in range(len(sizes))]
 
     @property
     def name(self) -> str:
@@ -92,6 +98,13 @@ class SharedMemory:
         """Return the header and the bytes of a buffer."""
         start = self.offsets[index]
         return memoryview(self._file.map)[start : start + HEADER_SIZE + self._sizes[index]]
+
+    def notes(self, index: int) -> Notes:
+        """Return the notes, which the header of one of the buffers leads to."""
+        start = self._part.start + _offset(self._sizes)
+        memory = memoryview(self._file.map)[start : start + NOTES_MEMORY]
+        words = self.view(index)[: 8 * WORDS].cast("Q")
+        return Notes(memory, words, start - self.offsets[index])
 
     def discard(self, index: int, start: int, end: int) -> None:
         """Return the memory of some bytes of a buffer to the system."""

@@ -23,6 +23,7 @@ from kbridge.link.holder.header import (
     read_header,
 )
 from kbridge.link.holder.held import CLOSED, FULL, TORN
+from kbridge.link.holder.notes import read_notes
 from kbridge.link.holder.packets import fields_of, packet, receive, send
 from kbridge.link.holder.unix_path import connect, find, listen, remove, separate
 from kbridge.link.interfaces import noop
@@ -123,6 +124,8 @@ class HeldConnection:
         True if the kernel may have dropped messages, because the holder could store no more. The
         connection goes on nevertheless: the stored messages come first, then those in the socket
         and in the queue of the kernel. Messages behind those are missing.
+    notes : bytes
+        Lines that the earlier bridge may not have written to disk; see `Notes`.
     """
 
     def __init__(self, sent: _Sent, holder: Holder) -> None:
@@ -136,10 +139,11 @@ class HeldConnection:
             _Extent(fd, *map(int, numbers.split()))
             for fd, numbers in zip(fds, sent.extents, strict=True)
         ]
-        newest = [each.header for each in self._extents if each.header][-1]
-        self.taken = newest[TAKEN]
-        self.seq = newest[SEQ]
-        self.torn = bool(newest[SENDING])
+        newest = [each for each in self._extents if each.header][-1]
+        self.taken = newest.header[TAKEN]
+        self.seq = newest.header[SEQ]
+        self.torn = bool(newest.header[SENDING])
+        self.notes = read_notes(newest.fd, newest.offset)
         self.position = self._extents[-1].end
         self.complete = TORN not in sent.flags and self._oldest() <= self.taken
         self.sock = socket.socket(fileno=fd)

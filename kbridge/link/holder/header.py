@@ -20,6 +20,7 @@ WORDS = 16
 SIZE, START, FIRST, RECEIVED, INTENDED, TAKEN, SEQ, SENDING = range(8)
 CANARY = 8  # two words
 CANARY_SIZE = 16
+NOTES, NOTES_SIZE, NOTES_FIRST, NOTES_SECOND = range(10, 14)  # see `kbridge.link.holder.notes`
 
 CHUNK = 128 * 1024
 """The most bytes of one call, unless a bridge receives in advance, or a long frame."""

@@ -20,6 +20,7 @@ from kbridge.flow.seam import Seam
 from kbridge.link.holder.buffer import SharedBuffer, SharedMemory, memory_size
 from kbridge.link.holder.client import HeldConnection, Holder
 from kbridge.link.holder.memory import MemoryPool
+from kbridge.link.holder.notes import Notes
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.peer import Peer
 
@@ -65,6 +66,11 @@ class Port:
     def held(self) -> HeldConnection | None:
         """The connection of an earlier bridge, until `replay` has ended."""
         return self._held
+
+    @property
+    def given(self) -> bool:
+        """True if the holder has the connection of this process."""
+        return self._given is not None
 
     @property
     def leaving(self) -> bool:
@@ -226,6 +232,7 @@ class KeptKernel:
         self._held = True
         self._complete = asyncio.Event()
         self._memory: SharedMemory | None = None
+        self._notes: Notes | None = None
         self.ports = {channel: Port(self, channel, held.get(channel)) for channel in _SIZES}
 
     @property
@@ -235,6 +242,7 @@ class KeptKernel:
             if not self.holder.running:
                 self.holder.start()
             self._memory = memory = SharedMemory(list(_SIZES.values()), self._pool.take())
+            self._notes = memory.notes(_INDEX[Channel.SHELL])
             self.holder.share(memory.name, memory.fd)
         return self._memory
 
@@ -303,6 +311,27 @@ class KeptKernel:
             port.reached(end)
 
     @property
+    def notes(self) -> bytes:
+        """Lines that an earlier bridge may not have written to disk."""
+        held = self.ports[Channel.SHELL].held
+        return b"" if held is None else held.notes
+
+    def remember(self, line: bytes) -> bool:
+        """Keep a line for the next bridge; False if there is no room, or no connection stays."""
+        given = self.ports[Channel.SHELL].given
+        return given and self._notes is not None and self._notes.add(line)
+
+    def begin_write(self) -> None:
+        """Note that all lines so far are being written to disk."""
+        if self._notes is not None:
+            self._notes.begin_write()
+
+    def forget_written(self) -> None:
+        """Forget the lines that are on disk now."""
+        if self._notes is not None:
+            self._notes.forget_written()
+
+    @property
     def broken(self) -> bool:
         """True if connections of an earlier bridge had ended before this one began."""
         return any(port.held is not None and port.held.closed for port in self.ports.values())
@@ -341,7 +370,7 @@ class KeptKernel:
     def close(self) -> None:
         """Note that no other connections will be made."""
         self.give_up()
-        self._memory = None
+        self._memory = self._notes = None
         for port in self.ports.values():
             port.release()
 

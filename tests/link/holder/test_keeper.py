@@ -169,6 +169,23 @@ async def test_the_next_keeper_goes_on(make: Callable[[], Keeper], kernel: Kerne
     assert kernel.far[Channel.SHELL].recv(1) == b""  # no process has it
 
 
+async def test_the_next_keeper_has_the_notes(make: Callable[[], Keeper], kernel: Kernel) -> None:
+    first = make()
+    kept = first.kernel("one")
+    assert not kept.remember(b"too early\n"), "no connection would bring them to the next bridge"
+    kernel.connect(kept)
+    assert kept.remember(b"written\n")
+    kept.begin_write()
+    assert kept.remember(b"not written\n")
+    kept.forget_written()
+    leave(first, kernel)
+    second = make()
+    kept = await taken(second)
+    assert kept.notes == b"not written\n"
+    second.drop(kept)
+    assert second.kernel("one").notes == b""
+
+
 async def test_connections_of_a_kernel_that_has_ended_are_dropped(
     make: Callable[[], Keeper], kernel: Kernel
 ) -> None:
