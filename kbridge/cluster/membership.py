@@ -58,11 +58,14 @@ class Change:
         The ids of kernels that have ended.
     replicas : bool
         True if the set of replicas that are alive, or of those that drain, has changed.
+    returned : bool
+        True if the database was away, or is an older one: it may have lost the latest writes.
     """
 
     kernels: tuple[ClusterKernel, ...] = ()
     ended: frozenset[str] = frozenset()
     replicas: bool = False
+    returned: bool = False
 
 
 class Observer(Protocol):
@@ -149,6 +152,7 @@ class Membership:
         self._gone: dict[str, Replica] = {}  # as it was seen after its end
         self._alive: frozenset[tuple[str, bool]] = frozenset()
         self._unreachable: set[str] = set()  # the URLs that were warned of
+        self._away = False  # True if the database was away since the last view
         self._renewing = asyncio.Lock()
         self._checking: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -360,12 +364,14 @@ class Membership:
                     lambda: self.store.renew(self._seconds, new, since)
                 )
             except RegistryError as error:
+                self._told = {}  # it may lose the states of the last renewal
                 self._failed(error)
                 return
             if self.problem or (self._revision is not None and not self.lease.held):
                 self._returned = self.lease.now()
             if self.problem:
                 self.problem = ""
+                self._away = True
                 self._log.warning("The database of the cluster can be used again")
             self._told = states
             self._apply_unless_older(view, sent, views)
@@ -404,7 +410,8 @@ class Membership:
         # A kernel may have been taken, given or fetched after the database had made this view. If
         # the revision has gone back, the database was replaced by an older one.
         newer: set[str] = set()
-        if self._revision is None or view.revision >= self._revision:
+        older = self._revision is not None and view.revision < self._revision
+        if not older:
             newer = {k.kernel_id for k in known.values() if k.changed > view.revision}
         ended = view.ended
         if view.whole:
@@ -428,7 +435,8 @@ class Membership:
         }
         self._revision, self._seen_at = view.revision, at
         self._warn_of_loopback()
-        self._notify(Change(changed, ended))
+        returned, self._away = self._away or older, False
+        self._notify(Change(changed, ended, returned=returned))
 
     def _warn_of_loopback(self) -> None:
         """Warn of replicas of several machines with an address that only one machine reaches."""

@@ -168,6 +168,8 @@ class Ownership:
 
     def on_view(self, change: Change) -> None:
         """Release kernels that were lost, serve those that were given, and look for others."""
+        if change.returned:
+            self._kernels.writer.rewrite()
         served = self._kernels.index.served() | self._failures.keys()
         for kernel in change.kernels:
             kernel_id = kernel.kernel_id

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.ownership import Ownership, PlainHubs
 from kbridge.cluster.remote_kernels import RemoteKernels
-from kbridge.errors import Busy, KernelError
+from kbridge.errors import Busy, KernelError, RegistryError
 from kbridge.kernels.attached.elsewhere import ElsewhereKernel
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.lease import Lease
@@ -27,6 +28,7 @@ from kbridge.kernels.registry.cluster_registry import ClusterRegistry
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import (
     ClusterKernel,
+    KernelRole,
     KernelRow,
     Owner,
     Replica,
@@ -395,6 +397,33 @@ async def test_a_view_that_is_older_than_the_end_of_a_kernel_revives_nothing(
     assert kernel_id not in a.membership.kernels
     assert a.rows() == {}
     assert len(fleet) == 1
+
+
+async def test_a_database_that_has_lost_the_latest_writes_gets_them_again(
+    rig: Callable[..., Rig], fake: Any, fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL may lose transactions of a second when it crashes, or its standby takes over."""
+    a = rig()
+    await a.open()
+    name = fake()
+    kept, ended = [await a.manager.start_kernel(name) for _ in range(2)]
+    await a.settled()
+    before = {k.kernel_id: k.row for k in a.registry.store.kernels()}
+    await a.manager.shutdown_kernel(ended)
+    lost = [replace(before[kept], role=KernelRole.STARTING), before[ended]]
+
+    def fail(*_: Any) -> None:
+        raise RegistryError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(a.membership.store, "renew", fail)
+        await a.membership.renew()
+    a.registry.store.write({("kernel", row.kernel_id): row for row in lost})
+    assert a.rows() == {kept: "a", ended: "a"}
+    await a.settled()
+    await a.settled()
+    assert {k.kernel_id: k.row for k in a.registry.store.kernels()} == {kept: before[kept]}
+    assert len(fleet) == 2, "no kernel was started again"
 
 
 async def test_an_ended_kernel_is_not_listed_until_the_view_is_newer(

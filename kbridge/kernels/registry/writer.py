@@ -208,6 +208,13 @@ class RegistryWriter:
         """Delete the row of a session, if there is one."""
         self._drop(("session", session_id))
 
+    def rewrite(self) -> None:
+        """Write all rows again, and the latest ends: the registry may have lost some."""
+        for kernel_id in self._ended:
+            self._changed(("kernel", kernel_id))
+        for key in self._rows:
+            self._changed(key)
+
     async def settled(self) -> bool:
         """Wait until all rows are written; return False if they cannot be written now."""
         try:

@@ -132,6 +132,18 @@ async def test_a_fault_is_told_once_and_mended(writer, registry, caplog):
     assert len(registry.rows) == 2
 
 
+async def test_rows_and_ends_that_were_lost_are_written_again(writer, registry):
+    for name in ("k", "ended"):
+        writer.put_kernel(kernel(name))
+    await writer.settled()
+    writer.drop_kernel("ended")
+    await writer.settled()
+    registry.rows = {("kernel", "ended"): kernel("ended")}
+    writer.rewrite()
+    assert await writer.settled()
+    assert registry.rows == {("kernel", "k"): kernel("k")}
+
+
 async def test_each_spell_is_told(writer, registry, caplog):
     for number in range(2):
         registry.fault = "locked"
