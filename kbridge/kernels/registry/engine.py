@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_
 
 from kbridge.kernels.registry.file_system import shares_memory
 
-__all__ = ["READ_ONLY", "make_engine"]
+__all__ = ["READ_ONLY", "end_stuck_writers", "make_engine", "was_cancelled"]
 
 READ_ONLY: Final = "kbridge_read_only"
 """The execution option of transactions that only read."""
@@ -25,6 +25,18 @@ _KEEPALIVES: Final = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalive
 _STATEMENT_MS: Final = 4000
 # A server that is stopped within a transaction must not hold its locks.
 _IDLE_MS: Final = 2000
+# Longer than a statement and a pause together.
+_STUCK_SECONDS: Final = 6.0
+_CANCELLED: Final = "57014"  # the SQLSTATE of a statement that took too long
+# A backup by the same user only reads, and a writer that waits for the lock is canceled earlier.
+_END_STUCK: Final = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity AS session
+WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+AND clock_timestamp() - xact_start > make_interval(secs => %(seconds)s) AND EXISTS (
+  SELECT FROM pg_locks AS held WHERE held.pid = session.pid AND granted
+  AND relation = to_regclass(%(table)s) AND mode = 'RowExclusiveLock'
+)
+"""
 
 
 def make_engine(url: str | Path, *, shared: bool = False) -> Engine:
@@ -65,6 +77,28 @@ def _limit(connection: Connection) -> None:
         f"SELECT set_config('statement_timeout', '{_STATEMENT_MS}', true),"
         f" set_config('idle_in_transaction_session_timeout', '{_IDLE_MS}', true)"
     )
+
+
+def was_cancelled(error: Exception) -> bool:
+    """Return True if PostgreSQL has canceled a statement, which may have waited for a lock."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _CANCELLED
+
+
+def end_stuck_writers(engine: Engine, table: str) -> int:
+    """End transactions on PostgreSQL that write to a table, and have lasted for too long.
+
+    The server ends a transaction whose program is stopped, but not if that program was sending
+    several statements together: then the server waits for the next one without a limit. (Version 17
+    has `transaction_timeout` for that.)
+
+    Returns
+    -------
+    int
+        The number of sessions that were ended. Their programs connect again.
+    """
+    values = {"seconds": _STUCK_SECONDS, "table": table}
+    with engine.begin() as connection:
+        return int(connection.exec_driver_sql(_END_STUCK, values).scalar_one())
 
 
 def _sqlite(path: Path, *, shared: bool) -> Engine:

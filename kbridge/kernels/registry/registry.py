@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, unquote_plus
@@ -26,7 +26,7 @@ from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.private import open_private
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
     from kbridge.kernels.registry.store import Key, Store
 
@@ -191,8 +191,22 @@ class Registry:
                 from kbridge.kernels.registry.engine import READ_ONLY
 
                 engine = engine.execution_options(**{READ_ONLY: True})
-            with engine.begin() as connection:
-                yield connection
+            try:
+                with engine.begin() as connection:
+                    yield connection
+            except Exception as error:
+                self._end_stuck_writers(engine, error)
+                raise
+
+    @staticmethod
+    def _end_stuck_writers(engine: Engine, error: Exception) -> None:
+        """End the transactions that keep the others waiting, if that may be why one has failed."""
+        from kbridge.kernels.registry.engine import end_stuck_writers, was_cancelled
+        from kbridge.kernels.registry.schema import CLUSTERS
+
+        if was_cancelled(error):
+            with suppress(Exception):  # the first error is the one to report
+                end_stuck_writers(engine, CLUSTERS.name)
 
     def close(self) -> None:
         """Close the database. May be called twice; the registry can be used again."""

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import delete, event, insert, select, text, update
 
 from kbridge.errors import InvalidRequest, KernelLimitReached, RegistryError
+from kbridge.kernels.registry import engine
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.engine import make_engine
 from kbridge.kernels.registry.models import (
@@ -290,6 +291,37 @@ def test_a_renewal_waits_for_no_lock_on_another_replica(both):
     for _ in range(30):
         view = a.renew(LEASE, since=0)
     assert ([r.replica_id for r in view.replicas], view.ended) == (["a"], frozenset())
+
+
+@ON_POSTGRESQL
+def test_a_program_that_is_stopped_while_it_sends_statements_holds_no_lock(both, monkeypatch):
+    """PostgreSQL waits for the rest of them without a limit, whatever its settings are."""
+    monkeypatch.setattr(engine, "_STATEMENT_MS", 200)
+    monkeypatch.setattr(engine, "_IDLE_MS", 200)
+    monkeypatch.setattr(engine, "_STUCK_SECONDS", 1.0)
+    a, b = both
+
+    def is_written() -> bool:
+        try:
+            put(b, kernel("of b"))
+        except RegistryError:
+            return False
+        return True
+
+    def stop_while_it_sends() -> None:
+        with a.registry.transaction("written to") as connection:
+            driver = connection.connection.driver_connection
+            with driver.pipeline():
+                driver.execute("UPDATE kbridge_clusters SET revision = revision + 1")
+                driver.pgconn.send_flush_request()
+                driver.pgconn.flush()
+                assert not is_written()
+                eventually(is_written, "the other transaction has ended")
+
+    with pytest.raises(RegistryError):
+        stop_while_it_sends()
+    put(a, kernel())
+    assert {each.kernel_id: each.replica_id for each in a.kernels()} == {"k": "a", "of b": "b"}
 
 
 @ON_POSTGRESQL
