@@ -73,10 +73,10 @@ const scenarios = {
     for await (const { type } of sleeping) if (type === "stream") await kernel.interrupt();
     say({ interrupted: (await sleeping.result).error.ename });
     // A shutdown begins with an interrupt, after which other code might still end by itself.
-    const deaf = `import time; print('sleeping', flush=True)
-while True:
-    try: time.sleep(0.01)
-    except KeyboardInterrupt: pass`;
+    const deaf = `import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print('sleeping', flush=True)
+while True: time.sleep(0.01)`;
     const restarted = kernel.execute(deaf);
     for await (const { type } of restarted) if (type === "stream") break;
     await kernel.restart();

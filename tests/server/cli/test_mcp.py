@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ SECRET = "a-secret-token"
 
 
 @pytest.fixture(autouse=True)
-def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A new instance for each test, without the config files of the user."""
+def application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A new instance for each test, without the config files of the user.
+
+    The loggers of traitlets are those of an instance as long as there is one.
+    """
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.delenv("KBRIDGE_URL", raising=False)
+    yield
     McpApp.clear_instance()
 
 
