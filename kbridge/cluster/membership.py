@@ -402,15 +402,14 @@ class Membership:
         """Apply a view, unless a newer one was applied since there were `views`."""
         older = self._revision is not None and view.revision < self._revision
         if not older or views == self._views:
-            self._apply(view, at)
+            self._apply(view, at, older=older)
 
-    def _apply(self, view: View, at: float) -> None:
+    def _apply(self, view: View, at: float, *, older: bool) -> None:
         self._views += 1
         known = self.kernels
         # A kernel may have been taken, given or fetched after the database had made this view. If
         # the revision has gone back, the database was replaced by an older one.
         newer: set[str] = set()
-        older = self._revision is not None and view.revision < self._revision
         if not older:
             newer = {k.kernel_id for k in known.values() if k.changed > view.revision}
         ended = view.ended

@@ -104,7 +104,7 @@ class Checkpoints(Protocol):
         """Note that all frames up to the last note are on disk; they are those before `end`."""
 
     def remember(self, line: bytes) -> bool:
-        """Keep a line for the next process; False if there is no room for it."""
+        """Keep a line for the next process, and return True if there is room for it."""
         ...
 
     def begin_write(self) -> None:

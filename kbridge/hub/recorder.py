@@ -164,7 +164,7 @@ class Recorder:
         self._unwritten.add(msg_id)
         history, key = self._history, f"execution/{msg_id}"
         # The messages of a request that has begun say what has become of it.
-        late = execution.started is not None or history.remember(key, execution.entry)
+        late = execution.begun or history.remember(key, execution.entry)
         history.record(key, partial(self._entry, execution), late=late)
 
     def _entry(self, execution: Execution) -> dict[str, Any]:

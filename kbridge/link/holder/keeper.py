@@ -317,7 +317,7 @@ class KeptKernel:
         return b"" if held is None else held.notes
 
     def remember(self, line: bytes) -> bool:
-        """Keep a line for the next bridge; False if there is no room, or no connection stays."""
+        """Keep a line for the next bridge; return True if there is room and a connection stays."""
         given = self.ports[Channel.SHELL].given
         return given and self._notes is not None and self._notes.add(line)
 

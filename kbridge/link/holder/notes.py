@@ -51,7 +51,7 @@ class Notes:
         words[NOTES] = place
 
     def add(self, line: bytes) -> bool:
-        """Add a note; False if there is no room."""
+        """Add a note, and return True if there is room for it."""
         word = self._ends[0]
         at = self._words[word]
         end = at + len(line)
