@@ -23,6 +23,7 @@ from traitlets.config import Config, Configurable
 
 from kbridge.connection.channels import HUBS, ZMQChannelsWebsocketConnection
 from kbridge.errors import HubClosed, InvalidRequest, KernelMessageError
+from kbridge.hub.broadcast import delivery
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
@@ -813,7 +814,8 @@ def stream(text: str) -> Message:
 
 
 @pytest.mark.parametrize("offered", [[v1.SUBPROTOCOL], []], ids=["v1", "legacy"])
-async def test_a_pong_acknowledges_messages(house, offered) -> None:
+async def test_a_pong_acknowledges_messages(house, offered, monkeypatch) -> None:
+    monkeypatch.setattr(delivery, "PING_INTERVAL", 0.0)
     made, handler = await house.open(offered=offered)
     say(house, stream("one"))
     (first, _), (second, payload) = frames_to(handler)

@@ -5,8 +5,19 @@ from typing import Any
 
 import pytest
 
+from kbridge.hub.broadcast import delivery
 from kbridge.hub.settings import HubSettings
 from tests.hub.rig import Rig
+
+
+@pytest.fixture(autouse=True)
+def pings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ping with each write, as if it came long after the last: the clock of a rig stands still.
+
+    A test with the mark `rare_pings` has the usual interval.
+    """
+    if request.node.get_closest_marker("rare_pings") is None:
+        monkeypatch.setattr(delivery, "PING_INTERVAL", 0.0)
 
 
 @pytest.fixture

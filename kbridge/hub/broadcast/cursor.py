@@ -4,7 +4,7 @@ Acknowledgements: every websocket peer answers a ping with the same payload, aft
 came before it (RFC 6455, section 5.5.3). So a ping that carries the sequence number of the last
 frame before it is answered with an acknowledgement, by any browser. At most one such ping per
 websocket is unanswered at a time. The next is sent with the first batch after the pong, or a moment
-later if nothing more is written.
+later if nothing more is written. A websocket that receives little is pinged less often.
 
 The bytes that were written and not acknowledged are bounded, because all of them may be sent twice.
 Frames are also written to a peer that has not answered its pings for a while.
@@ -160,6 +160,8 @@ class Cursor:
         The place up to which frames are known to have arrived.
     pinged : Place or None
         The place that an unanswered ping asks about.
+    ping_at : float
+        The monotonic time, in seconds, from which on a ping is due although little was written.
     window_end : int
         The bytes of the journal after which the window is full: an acknowledgement has to come
         before more is written.
@@ -186,6 +188,7 @@ class Cursor:
         "listener",
         "number",
         "paced",
+        "ping_at",
         "pinged",
         "place",
         "selection",
@@ -214,6 +217,7 @@ class Cursor:
         self.listener = options.listener
         self.selection = options.selection
         self.pinged: Place | None = None
+        self.ping_at = 0.0
         self._ping = b""  # the payload of the unanswered ping
         self.window_end = _UNLIMITED
         self.blocked = False
@@ -277,6 +281,10 @@ class Cursor:
         self.behind = True
 
     # -- acknowledgements -------------------------------------------------------------------
+
+    def set_ping_at(self, time: float) -> None:
+        """Note when the next ping is due although little was written."""
+        self.ping_at = time
 
     def on_pong(self, payload: bytes) -> bool:
         """Take the payload of a pong; return True if it answers the ping.

@@ -22,10 +22,17 @@ from kbridge.wire import v1
 from kbridge.wire.frames import ping
 from kbridge.wire.message import Message
 
-__all__ = ["ACK_TIMEOUT", "PING_DELAY", "Delivery"]
+__all__ = ["ACK_TIMEOUT", "PING_DELAY", "PING_INTERVAL", "Delivery"]
 
 PING_DELAY: Final = 0.25
 """Seconds after which a ping asks about the last frames, if nothing more is written."""
+
+PING_INTERVAL: Final = 0.02
+"""Seconds between two pings to a websocket that receives little: over a network, a pong takes as
+long. Each pong costs a wake-up of the event loop."""
+
+_LITTLE: Final = 64 << 10
+"""Bytes without an acknowledgement at which a ping is sent earlier."""
 
 ACK_TIMEOUT: Final = 1.0
 """Seconds to wait for a pong before more than the window is written."""
@@ -195,8 +202,8 @@ class Delivery:
             self._rest()
         else:
             self.trim()
-        if _is_ping_due(cursor) and self._ping_timer is None and not self._stopped:
-            self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
+        if _is_ping_due(cursor):
+            self._ping_later()
 
     def on_writable(self, cursor: Cursor) -> None:
         """Continue with a websocket whose last write has completed."""
@@ -301,10 +308,12 @@ class Delivery:
         asked = cursor.place.seq < self._ask_at <= end.seq
         if not cursor.acknowledge or (cursor.pinged is not None and not asked):
             cursor.write(data, end)
+        elif not asked and self._is_early(cursor, end):
+            cursor.write(data, end)
+            self._ping_later()
         elif len(data) <= _JOINED:
             payload = self._payload(end)
-            if self._now >= self.round_trips.due:
-                self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
+            self._note_ping(cursor, payload)
             cursor.write(self._with_ping(data, payload), end, payload)
         else:
             cursor.write(data, end)
@@ -319,9 +328,23 @@ class Delivery:
         """
         if _is_ping_due(cursor, replace) and not cursor.blocked and not cursor.link.closed:
             payload = self._payload(cursor.place)
-            if self._now >= self.round_trips.due:
-                self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
+            self._note_ping(cursor, payload)
             cursor.write(ping(payload), cursor.place, payload)
+
+    def _is_early(self, cursor: Cursor, end: Place) -> bool:
+        """Return True if a ping after the frames before `end` would come soon after the last."""
+        return self._now < cursor.ping_at and end.nbytes - cursor.delivered.nbytes < _LITTLE
+
+    def _note_ping(self, cursor: Cursor, payload: bytes) -> None:
+        """Note that a ping is being sent."""
+        cursor.set_ping_at(self._now + PING_INTERVAL)
+        if self._now >= self.round_trips.due:
+            self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
+
+    def _ping_later(self) -> None:
+        """Ask about the last frames, if nothing more is written."""
+        if self._ping_timer is None and not self._stopped:
+            self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
 
     def _payload(self, place: Place) -> bytes:
         """Return the payload of a ping that asks about the frames before a place."""

@@ -89,6 +89,45 @@ async def test_one_ping_is_under_way_and_the_next_goes_with_the_first_batch_afte
     assert behind(rig, attachment) == 0
 
 
+@pytest.mark.rare_pings
+async def test_a_websocket_that_receives_little_is_pinged_from_time_to_time(rig) -> None:
+    _, attachment = rig.attach("s")
+    for _ in range(10):
+        rig.say(rig.stream("line"))
+    assert behind(rig, attachment) == 9, "the first write had a ping"
+    assert rig.pings_later, "the last frames will be asked about in any case"
+    rig.clock.now += delivery.PING_INTERVAL
+    rig.say(rig.stream("line"))
+    assert behind(rig, attachment) == 0
+    rig.say(rig.stream("the last one"))
+    assert behind(rig, attachment) == 1
+    rig.fire_ping_timer()
+    assert behind(rig, attachment) == 0
+    assert not rig.pings_later
+    rig.say(rig.stream("again"))
+    assert rig.pings_later
+
+
+@pytest.mark.rare_pings
+async def test_a_websocket_that_receives_much_is_pinged_after_each_pong(rig) -> None:
+    _, attachment = rig.attach("s", verbatim=True)
+    for _ in range(100):
+        rig.say(rig.stream("x" * 10_000))
+        unanswered = attachment.place.nbytes - attachment.delivered.nbytes
+        assert unanswered < 64 << 10
+    assert unanswered > 0
+
+
+@pytest.mark.rare_pings
+async def test_a_status_that_ends_websockets_is_pinged_at_once(rig) -> None:
+    _, attachment = rig.attach("s")
+    rig.say(rig.stream("one"))
+    rig.say(rig.stream("two"))
+    assert behind(rig, attachment) == 1
+    rig.hub.announce("restarting")
+    assert behind(rig, attachment) == 0
+
+
 async def test_a_client_that_closes_at_restarting_is_not_told_twice(rig) -> None:
     """JupyterLab opens another websocket at `restarting`, and shows a dialog for each of them."""
     client, attachment = rig.attach("s", silent=True)
