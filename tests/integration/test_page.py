@@ -136,6 +136,19 @@ async def test_the_page_returns_with_the_server(own_server: RestartableServer) -
         await page.wait_for_selector("#connection[data-state=live]")
 
 
+async def test_a_page_whose_cookie_is_refused_leads_to_the_login(
+    own_server: RestartableServer,
+) -> None:
+    own_server.start()
+    async with open_page(own_server) as page:
+        await asyncio.to_thread(own_server.crash)
+        await asyncio.to_thread(own_server.start, "--token=another-one")
+        await page.wait_for_url("**/login?next=*")
+        await page.fill("input[type=password]", "another-one")
+        await page.press("input[type=password]", "Enter")
+        await page.wait_for_selector("#connection[data-state=live]")
+
+
 async def test_names_of_users_are_text(new_server: ServerFactory) -> None:
     server = new_server()
     kernel_id = server.start_kernel()

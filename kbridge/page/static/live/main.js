@@ -154,6 +154,12 @@ function show(sample) {
 
 const connection = document.getElementById('connection');
 
+/** Return true if the server would redirect this page to a login. */
+async function needsLogin() {
+  const answer = await fetch(location.href, { redirect: 'manual', headers: { Accept: 'text/html' } });
+  return answer.type === 'opaqueredirect';
+}
+
 /** Show the state of the connection; learn why it does not come about. */
 async function showConnection(state) {
   setAttribute(connection, 'data-state', state);
@@ -165,6 +171,9 @@ async function showConnection(state) {
     } catch (error) {
       if (error.status === 401 || error.status === 403) {
         setText(connection, error.message);
+        if (await needsLogin().catch(() => false)) {
+          location.reload();
+        }
       }
     }
   }
