@@ -64,6 +64,7 @@ TESTED_BY = {
     "hub/broadcast/state_export.py": "hub/test_takeover.py",
     "hub/broadcast/state_import.py": "hub/test_takeover.py",
     "hub/context.py": "hub/kernel/test_connection.py",
+    "wire/compiled.py": "wire/test_speedups.py",
     "hub/events.py": "hub/test_hub.py",
     "hub/kernel/events.py": "hub/kernel/test_connection.py",
     "hub/kernel/process_link.py": "hub/kernel/test_connection.py",

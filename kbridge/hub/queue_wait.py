@@ -10,6 +10,7 @@ from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.connection import KernelConnection
+from kbridge.wire.headers import type_and_key
 
 __all__ = ["QueueWait"]
 
@@ -66,7 +67,9 @@ class QueueWait:
                 broadcaster.on_notice(notices.ended(reason, msg.header))
             aborted = {"status": "aborted", "execution_count": None}
             reply = notices.reply(msg.header, aborted)
-            broadcaster.on_reply(reply, client, self._clock.monotonic())
+            broadcaster.on_reply(
+                reply, *type_and_key(reply.header), client, self._clock.monotonic()
+            )
             broadcaster.on_notice(notices.status("idle", msg.header))
         if waiting:
             broadcaster.on_drained()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from kbridge.wire import frames, legacy, v1
+from kbridge.wire import frames, legacy, speedups, v1
 from kbridge.wire.message import Message
 
 __all__ = ["LEGACY", "V1", "Dialect", "select"]
@@ -56,10 +56,10 @@ def _legacy_payload(msg: Message) -> tuple[int, bytes]:
 def _v1_decode_at_once(data: str | bytes) -> Generator[None, None, Message]:
     """Decode in one step: only the header is parsed, which is short."""
     yield from ()
-    return v1.decode(data)
+    return speedups.decode(data)
 
 
-V1 = Dialect("v1", v1.SUBPROTOCOL, v1.decode, _v1_decode_at_once, _v1_payload)
+V1 = Dialect("v1", v1.SUBPROTOCOL, speedups.decode, _v1_decode_at_once, _v1_payload)
 LEGACY = Dialect("legacy", None, legacy.decode, legacy.decode_in_steps, _legacy_payload)
 
 _BY_SUBPROTOCOL = {V1.subprotocol: V1}

@@ -45,6 +45,7 @@ MAX_PARSED = 1 << 16
 _DECODER = json.JSONDecoder()
 _NAMES = ("msg_id", "msg_type")
 _CHANNELS = {str(name): name for name in Channel}
+_new = tuple.__new__  # the constructor of a NamedTuple takes twice the time
 
 
 def channel(name: str) -> Channel:
@@ -143,13 +144,14 @@ def checked(msg: Message) -> Message:
     FrameError
         If a part is not valid; see `check_size`, `check_header` and `json_or_empty`.
     """
-    check_size(msg.header, "header")
-    check_header(utf8(msg.header, "header"))
-    check_size(msg.parent_header, "parent_header")
-    parent = json_or_empty(msg.parent_header, "parent_header")
-    metadata = json_or_empty(msg.metadata, "metadata")
-    content = json_or_empty(msg.content, "content")
-    return Message(msg.channel, msg.header, parent, metadata, content, msg.buffers)
+    channel, header, parent, metadata, content, buffers = msg
+    check_size(header, "header")
+    _check_members(utf8(header, "header"))
+    check_size(parent, "parent_header")
+    parent = json_or_empty(parent, "parent_header")
+    metadata = json_or_empty(metadata, "metadata")
+    content = json_or_empty(content, "content")
+    return _new(Message, (channel, header, parent, metadata, content, buffers))
 
 
 def check_size(part: str | bytes, name: str) -> None:
@@ -180,6 +182,10 @@ def check_header(text: str) -> None:
         If the header has one of the two twice, or is too large.
     """
     check_size(text, "header")
+    _check_members(text)
+
+
+def _check_members(text: str) -> None:
     header = _parse_part(text, "header")
     if not isinstance(header, dict):
         raise IgnoredMessage("header is not a JSON object")
@@ -189,11 +195,13 @@ def check_header(text: str) -> None:
         raise IgnoredMessage(f"header {fault} msg_type")
     if "msg_id" not in header:
         raise IgnoredMessage("header lacks msg_id")
-    for name in _NAMES:
-        value = header[name]
-        if isinstance(value, str) and not value.isascii() and not _is_encodable(value):
-            raise IgnoredMessage(f"{name} of the header contains a lone surrogate")
-    if "\\" in text or text.count('"msg_id"') != 1 or text.count('"msg_type"') != 1:
+    escapes = "\\" in text
+    if escapes or not text.isascii():
+        for name in _NAMES:
+            value = header[name]
+            if isinstance(value, str) and not value.isascii() and not _is_encodable(value):
+                raise IgnoredMessage(f"{name} of the header contains a lone surrogate")
+    if escapes or text.count('"msg_id"') != 1 or text.count('"msg_type"') != 1:
         try:
             _UNIQUE.decode(text)
         except RecursionError:  # the hook needs a little more stack than the first parse
@@ -202,6 +210,14 @@ def check_header(text: str) -> None:
 
 def _parse_part(text: str, name: str) -> Any:
     """Parse one part. Kernels ignore a message with a part that is not JSON."""
+    if text[:1] == "{":
+        try:
+            value, end = _DECODER.raw_decode(text)
+        except (ValueError, RecursionError):
+            pass  # `parse` finds the reason
+        else:
+            if end == len(text):  # as in `parse`, without its call
+                return value
     try:
         return parse(text, name)
     except MalformedFrame as error:

@@ -13,12 +13,14 @@ frozen dataclass takes three times as long.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from kbridge.errors import InvalidMessage
+from kbridge.wire import compiled
 
 __all__ = [
     "Buffer",
@@ -30,6 +32,7 @@ __all__ = [
     "json_object",
     "message_key",
     "scan",
+    "scan_in_python",
 ]
 
 Buffer: TypeAlias = bytes | memoryview
@@ -64,20 +67,20 @@ class Message(NamedTuple):
     @property
     def msg_type(self) -> str:
         """The `msg_type` of the header, or an empty string if it is missing."""
-        raw = self.header
-        return _cached(raw, "msg_type") if len(raw) <= _CACHED else scan(raw, "msg_type")
+        found = _types.get(self[1])
+        return _learn(self[1], "msg_type") if found is None else found
 
     @property
     def msg_id(self) -> str:
         """The `msg_id` of the header, or an empty string if it is missing; see `scan`."""
-        raw = self.header
-        return _cached(raw, "msg_id") if len(raw) <= _CACHED else scan(raw, "msg_id")
+        found = _ids.get(self[1])
+        return _learn(self[1], "msg_id") if found is None else found
 
     @property
     def parent_id(self) -> str:
         """The `msg_id` of the parent header, or an empty string if there is no parent."""
-        raw = self.parent_header
-        return _cached(raw, "msg_id") if len(raw) <= _CACHED else scan(raw, "msg_id")
+        found = _ids.get(self[2])
+        return _learn(self[2], "msg_id") if found is None else found
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +103,7 @@ _KEYS = {
 _MAX_PARSED = 1 << 16  # bytes; real headers are much shorter
 
 
-def scan(raw: bytes, name: str) -> str:
+def scan_in_python(raw: bytes, name: str) -> str:
     """Read one string field of a flat JSON object without parsing all of it.
 
     The result is exact: objects for which a text search could be wrong (a nested object, an escape,
@@ -148,9 +151,18 @@ def scan(raw: bytes, name: str) -> str:
         return ""
 
 
-# Unusually long headers are not cached, to bound the memory of the cache.
-_CACHED = 1024
-_cached = lru_cache(maxsize=256)(scan)
+scan: Final[Callable[[bytes, str], str]] = (
+    scan_in_python if compiled.module is None else partial(compiled.module.scan, scan_in_python)
+)
+"""`scan_in_python`, compiled where kbridge-speedups is installed."""
+
+# The fields of recent headers: most are asked for several times. A lookup in a dict takes half of
+# the time of an `lru_cache`. Unusually long headers are not kept, to bound the memory.
+_KEPT: Final = 256  # headers
+_LONGEST: Final = 1024  # bytes
+_known: Final[dict[str, dict[bytes, str]]] = {name: {} for name in _KEYS}
+_types: Final = _known["msg_type"]
+_ids: Final = _known["msg_id"]
 
 
 def field(raw: bytes, name: str) -> str:
@@ -158,7 +170,19 @@ def field(raw: bytes, name: str) -> str:
 
     The header of a request is also that of the parent of its output.
     """
-    return _cached(raw, name) if len(raw) <= _CACHED else scan(raw, name)
+    found = _known[name].get(raw)
+    return _learn(raw, name) if found is None else found
+
+
+def _learn(raw: bytes, name: str) -> str:
+    """Return `scan` of a header, and keep it."""
+    found = scan(raw, name)
+    if len(raw) <= _LONGEST:
+        known = _known[name]
+        if len(known) >= _KEPT:
+            known.clear()
+        known[raw] = found
+    return found
 
 
 _ID_FIRST = b'{"msg_id": "'

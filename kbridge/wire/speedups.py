@@ -6,19 +6,29 @@ functions in Python, with the same results. `KBRIDGE_PURE=1` in the environment 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from kbridge.errors import KernelMessageError
-from kbridge.wire import texts, v1
-from kbridge.wire.message import Channel, Message, RawMessage
+from kbridge.wire import compiled, texts, v1
+from kbridge.wire.message import Buffer, Channel, Message, RawMessage, scan_in_python
 from kbridge.wire.signing import Signer
+from kbridge.wire.zmtp import encoder
 
-__all__ = ["Functions", "Split", "choose", "encode_texts", "read_texts", "split", "used"]
-
-_API: Final = 1  # of the versions of kbridge-speedups that fit
+__all__ = [
+    "Functions",
+    "Split",
+    "choose",
+    "decode",
+    "encode",
+    "encode_frame",
+    "encode_texts",
+    "read_message",
+    "read_texts",
+    "split",
+    "used",
+]
 
 Split: TypeAlias = Callable[[bytes, int, int, int, int, list[RawMessage]], int]
 """`split(data, start, part_limit, parts_limit, most, messages)` appends the whole messages from
@@ -31,20 +41,38 @@ class Functions(NamedTuple):
 
     Attributes
     ----------
-    read_texts : callable
-        See `kbridge.wire.texts.read_texts`.
-    encode_texts : callable
-        See `kbridge.wire.v1.encode_texts`.
+    read_message, read_texts : callable
+        See `kbridge.wire.texts`.
+    decode, encode_frame, encode_texts : callable
+        See `kbridge.wire.v1`.
+    scan : callable
+        See `kbridge.wire.message.scan`.
+    encode : callable
+        See `kbridge.wire.zmtp.encoder.encode`.
     split : callable or None
         Splits ZMTP frames; None to leave that to the loop of `kbridge.wire.zmtp.decoder`.
     """
 
+    read_message: Callable[[Channel, RawMessage, Signer], texts.Typed]
     read_texts: Callable[[list[RawMessage], int, Signer], texts.Run]
+    decode: Callable[[str | bytes], Message]
+    encode_frame: Callable[[Message], bytes]
     encode_texts: Callable[[list[Message]], list[bytes]]
+    scan: Callable[[bytes, str], str]
+    encode: Callable[[Sequence[Buffer]], bytes]
     split: Split | None
 
 
-_PYTHON: Final = Functions(texts.read_texts, v1.encode_texts, None)
+_PYTHON: Final = Functions(
+    texts.read_message,
+    texts.read_texts,
+    v1.decode,
+    v1.encode_frame,
+    v1.encode_texts,
+    scan_in_python,
+    encoder.encode,
+    None,
+)
 
 
 def choose(*, pure: bool) -> tuple[Functions, str]:
@@ -55,46 +83,44 @@ def choose(*, pure: bool) -> tuple[Functions, str]:
     pure : bool
         True for the functions in Python in any case.
     """
-    if pure:
-        return _PYTHON, "in Python (as KBRIDGE_PURE says)"
-    try:
-        module = import_module("kbridge_speedups")
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "kbridge_speedups":
-            return _PYTHON, "in Python (kbridge-speedups is not installed)"
-        return _PYTHON, f"in Python: kbridge_speedups cannot be imported: {error}"
-    if module.API != _API:
-        return _PYTHON, f"in Python (kbridge_speedups has API {module.API}, not {_API})"
-    return _compiled(module), "compiled"
+    module, how = compiled.load(pure=pure)
+    return _PYTHON if module is None else _compiled(module), how
 
 
 def _compiled(module: Any) -> Functions:
     """Return functions that handle all messages, the usual ones with those of the module."""
-    read_usual, encode_usual = module.read_texts, module.encode_texts
-    iopub, encode_frame = Channel.IOPUB, v1.encode_frame
+    read_usual, iopub = module.read_texts, Channel.IOPUB
 
     def read_texts(batch: list[RawMessage], start: int, signer: Signer) -> texts.Run:
-        run, keys = read_usual(Message, iopub, batch, start, signer.inner, signer.outer)
+        found: texts.Run = read_usual(Message, iopub, batch, start, signer)
+        run, keys, after = found
+        at = start + len(run)
+        if after is not None or at >= len(batch):
+            return found
         if not run:
             return texts.read_texts(batch, start, signer)
-        start += len(run)
-        if start >= len(batch):
-            return run, keys, None
         try:
-            more, more_keys, after = texts.read_texts([batch[start]], 0, signer)
+            more, more_keys, after = texts.read_texts([batch[at]], 0, signer)
         except KernelMessageError:
-            return run, keys, None
+            return found
         if more and more[0].parent_header != run[0].parent_header:
             return run, keys, (more[0], "stream", more_keys[0])
         return run + more, keys + more_keys, after
 
-    def encode_texts(messages: list[Message]) -> list[bytes]:
-        frames: list[bytes] = encode_usual(iopub, encode_frame, messages)
-        return frames
+    # A partial object has no frame of Python.
+    return Functions(
+        partial(module.read_message, Message, texts.read_message),
+        read_texts,
+        partial(module.decode, Message, v1.CHANNELS, v1.decode),
+        partial(module.encode_frame, v1.NAMES, v1.encode_frame),
+        partial(module.encode_texts, v1.NAMES, v1.encode_frame),
+        partial(module.scan, scan_in_python),
+        partial(module.encode, encoder.encode),
+        module.split,
+    )
 
-    return Functions(read_texts, encode_texts, module.split)
 
-
-(read_texts, encode_texts, split), used = choose(
-    pure=os.environ.get("KBRIDGE_PURE", "") not in {"", "0"}
+read_message, read_texts, decode, encode_frame, encode_texts, _, encode, split = (
+    _PYTHON if compiled.module is None else _compiled(compiled.module)
 )
+used = compiled.used

@@ -1,4 +1,4 @@
-"""Reads runs of stream messages, which are most messages of kernels, in one call per run."""
+"""Reads messages of kernels: runs of stream messages, which are most, in one call per run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from kbridge.wire.message import Channel, Message, RawMessage
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse
 
-__all__ = ["Run", "read_texts"]
+__all__ = ["Run", "Typed", "read_message", "read_texts"]
 
 _IOPUB: Final = Channel.IOPUB
 
-Run: TypeAlias = tuple[list[Message], list[int], tuple[Message, str, int] | None]
+Typed: TypeAlias = tuple[Message, str, int]
+"""A message, its type and its `message_key`."""
+
+Run: TypeAlias = tuple[list[Message], list[int], Typed | None]
+
+
+def read_message(channel: Channel, frames: RawMessage, signer: Signer) -> Typed:
+    """Verify and parse one message; return it with its type and its key.
+
+    Raises
+    ------
+    KernelMessageError
+        If the message is not valid.
+    """
+    msg = parse(channel, frames, signer)
+    return msg, *type_and_key(msg.header)
 
 
 def read_texts(batch: list[RawMessage], start: int, signer: Signer) -> Run:

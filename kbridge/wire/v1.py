@@ -27,6 +27,8 @@ from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import MAX_PARTS, contiguous, nbytes, read, slices
 
 __all__ = [
+    "CHANNELS",
+    "NAMES",
     "SUBPROTOCOL",
     "decode",
     "encode",
@@ -47,11 +49,13 @@ _pack = struct.Struct("<7Q").pack
 # The header of a frame of 126 to 65,535 bytes (see `frames.header`), and the offsets.
 _pack_usual = struct.Struct("<HH7Q").pack
 _USUAL = 0x7E82
+_table_at = struct.Struct("<7Q").unpack_from
 _count_at = struct.Struct("<Q").unpack_from
 _header_at = struct.Struct("<2Q").unpack_from
 _envelope_at = struct.Struct("<4Q").unpack_from
-_NAMES = {channel: channel.encode() for channel in Channel}
-_CHANNELS = {name: channel for channel, name in _NAMES.items()}
+_new = tuple.__new__  # the constructor of a NamedTuple takes twice the time
+NAMES = {channel: channel.encode() for channel in Channel}
+CHANNELS = {name: channel for channel, name in NAMES.items()}
 
 
 def encode(msg: Message) -> bytes:
@@ -68,7 +72,7 @@ def encode_frame(msg: Message) -> bytes:
     if buffers:
         size, pieces = _pieces_with_buffers(msg)
         return b"".join((frames.header(size, frames.BINARY), *pieces))
-    name = _NAMES[channel]
+    name = NAMES[channel]
     at1 = _START + len(name)
     at2 = at1 + len(header)
     at3 = at2 + len(parent)
@@ -85,7 +89,7 @@ def encode_frame(msg: Message) -> bytes:
 
 def encode_texts(messages: list[Message]) -> list[bytes]:
     """Return `encode_frame` of each message; faster for short messages on iopub."""
-    pack, name = _pack_usual, _NAMES[Channel.IOPUB]
+    pack, name = _pack_usual, NAMES[Channel.IOPUB]
     at1 = _START + len(name)
     encoded: list[bytes] = []
     for msg in messages:
@@ -104,7 +108,7 @@ def encode_texts(messages: list[Message]) -> list[bytes]:
 
 
 def _pieces_with_buffers(msg: Message) -> tuple[int, tuple[Buffer, ...]]:
-    parts: list[Buffer] = [_NAMES[msg.channel], *msg[1:5], *map(contiguous, msg.buffers)]
+    parts: list[Buffer] = [NAMES[msg.channel], *msg[1:5], *map(contiguous, msg.buffers)]
     at = _WORD * (2 + len(parts))
     words = [1 + len(parts), at]
     for part in parts:
@@ -177,10 +181,17 @@ def split(data: bytes, maximum: int | None = None) -> Message:
     InvalidMessage
         If there are too many offsets.
     """
+    if len(data) >= _START:
+        count, at, at1, at2, at3, at4, end = _table_at(data)
+        if count == _PARTS + 1 and _START <= at <= at1 <= at2 <= at3 <= at4 <= end <= len(data):
+            name = data[at:at1]  # the usual frame: without buffers
+            channel = CHANNELS.get(name) or fields.channel(fields.utf8(name, "channel"))
+            parts = (channel, data[at1:at2], data[at2:at3], data[at3:at4], data[at4:end], ())
+            return _new(Message, parts)
     offsets = read(data, "<Q", _PARTS + 1, maximum)
     name = data[offsets[0] : offsets[1]]
     return Message(
-        _CHANNELS.get(name) or fields.channel(fields.utf8(name, "channel")),
+        CHANNELS.get(name) or fields.channel(fields.utf8(name, "channel")),
         data[offsets[1] : offsets[2]],
         data[offsets[2] : offsets[3]],
         data[offsets[3] : offsets[4]],

@@ -9,6 +9,7 @@ import pytest
 
 from kbridge.hub.broadcast import broadcaster
 from kbridge.hub.kernel import connection
+from kbridge.link.zmtp import writing
 from kbridge.wire.speedups import Functions, choose
 from kbridge.wire.zmtp import decoder
 from tests.support.require import require
@@ -33,6 +34,10 @@ def used(twin: str) -> Iterator[Functions]:
     found = functions(twin)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "read_texts", found.read_texts)
+        patch.setattr(connection, "read_message", found.read_message)
+        patch.setattr(connection, "encode_frame", found.encode_frame)
+        patch.setattr(broadcaster, "encode_frame", found.encode_frame)
         patch.setattr(broadcaster, "encode_texts", found.encode_texts)
+        patch.setattr(writing, "encode", found.encode)
         patch.setattr(decoder, "split", found.split)
         yield found

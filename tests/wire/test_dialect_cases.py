@@ -4,6 +4,8 @@ import json
 import random
 import struct
 import tracemalloc
+from dataclasses import replace
+from functools import cache
 
 import pytest
 from jupyter_server.services.kernels.connection.base import (
@@ -17,6 +19,8 @@ from kbridge.errors import FrameError, InvalidMessage
 from kbridge.wire import legacy, v1
 from kbridge.wire.dialects import LEGACY, V1, Dialect
 from kbridge.wire.message import Channel, Message
+from kbridge.wire.speedups import Functions
+from tests.support.twins import functions
 from tests.wire.cases import (
     FIVE,
     LEGACY_FAULTS,
@@ -31,7 +35,21 @@ from tests.wire.cases import (
 )
 
 CASES = pytest.mark.parametrize("msg", MESSAGES.values(), ids=MESSAGES)
-DIALECTS = pytest.mark.parametrize("dialect", [V1, LEGACY], ids=lambda d: d.name)
+
+
+def decode_compiled(data: str | bytes) -> Message:
+    return compiled().decode(data)
+
+
+@cache
+def compiled() -> Functions:
+    return functions("C")
+
+
+V1_COMPILED = replace(V1, decode=decode_compiled)
+DIALECTS = pytest.mark.parametrize(
+    "dialect", [V1, V1_COMPILED, LEGACY], ids=["v1", "v1 in C", "legacy"]
+)
 ENCODE = {V1.name: v1.encode, LEGACY.name: legacy.encode}
 
 
@@ -146,8 +164,12 @@ def test_legacy_reads_what_jupyter_server_writes(msg: Message) -> None:
 
 @pytest.mark.parametrize(
     ("dialect", "fault"),
-    [(V1, f) for f in V1_FAULTS.values()] + [(LEGACY, f) for f in LEGACY_FAULTS.values()],
-    ids=[f"v1: {n}" for n in V1_FAULTS] + [f"legacy: {n}" for n in LEGACY_FAULTS],
+    [(V1, f) for f in V1_FAULTS.values()]
+    + [(V1_COMPILED, f) for f in V1_FAULTS.values()]
+    + [(LEGACY, f) for f in LEGACY_FAULTS.values()],
+    ids=[f"v1: {n}" for n in V1_FAULTS]
+    + [f"v1 in C: {n}" for n in V1_FAULTS]
+    + [f"legacy: {n}" for n in LEGACY_FAULTS],
 )
 def test_each_fault_has_its_error_and_reason(dialect: Dialect, fault: Fault) -> None:
     data, error, reason = fault
@@ -192,7 +214,7 @@ def test_memory_for_empty_buffers_is_proportional_to_the_frame(
     parts = [b""] * count
     data = (
         v1_frame(*FIVE, *parts)
-        if dialect is V1
+        if dialect is not LEGACY
         else legacy_frame(b'{"header": ' + H + b"}", *parts)
     )
     dialect.decode(data)
@@ -209,7 +231,7 @@ def test_more_buffers_than_a_message_may_have_are_refused_before_they_are_read(d
     parts = [b""] * 1_000_000
     frame = (
         v1_frame(*FIVE, *parts)
-        if dialect is V1
+        if dialect is not LEGACY
         else legacy_frame(b'{"header": ' + H + b"}", *parts)
     )
     tracemalloc.start()

@@ -1,11 +1,14 @@
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidMessage
-from kbridge.wire.message import field, id_keys, json_object, message_key, scan
+from kbridge.wire.message import field, id_keys, json_object, message_key, scan, scan_in_python
+from kbridge.wire.speedups import Functions
+from tests.support.twins import functions
 from tests.wire.cases import HEADER, MESSAGES, message, raw
 
 
@@ -40,8 +43,10 @@ from tests.wire.cases import HEADER, MESSAGES, message, raw
         ('{"msg_id" : "a"}'.encode("utf-16"), ""),
     ],
 )
-def test_scan_finds_the_member_of_the_outer_object(text: bytes, found: str) -> None:
-    assert scan(text, "msg_id") == found
+def test_scan_finds_the_member_of_the_outer_object(
+    twin: Functions, text: bytes, found: str
+) -> None:
+    assert twin.scan(text, "msg_id") == found
 
 
 LARGEST = 64 << 10  # bytes; larger headers are not parsed
@@ -77,6 +82,45 @@ def test_scan_agrees_with_the_json_parser(pairs: list, compact: bool, ascii_only
     if not isinstance(value, str):
         value = "" if value is None else json.dumps(value, sort_keys=True)
     assert scan(text.encode(), "msg_id") == value
+    assert functions("C").scan(text.encode(), "msg_id") == value
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *('"msg_id"', '"msg_id": "', '"msg_id":"', '"cellId": "', '"', "msg_id", ":", " "),
+                *("{", "}", "\\", "a", "é", ",", '": "', '"msg_id":", "', '"msg_id"msg_id"'),
+            ]
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(["msg_id", "cellId"]),
+    st.integers(0, 3),
+)
+def test_both_implementations_find_the_same_in_any_text(
+    pieces: list[str], name: str, cut: int
+) -> None:
+    text = "".join(pieces).encode()
+    text = text[: len(text) - cut]
+    assert functions("C").scan(text, name) == scan_in_python(text, name)
+
+
+@pytest.mark.parametrize("size", [100, 900, 1500])
+def test_the_headers_that_are_kept_are_bounded(size: int) -> None:
+    def look_up(number: int) -> None:
+        header = b'{"msg_id": "%d", "msg_type": "%b"}' % (number, b"t" * size)
+        assert field(header, "msg_id") == f"{number}"
+        assert field(header, "msg_type") == "t" * size
+
+    look_up(0)
+    tracemalloc.start()
+    try:
+        for number in range(3000):
+            look_up(number)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_id_type_and_parent_id_of_a_message() -> None:

@@ -11,7 +11,7 @@ from kbridge.errors import InvalidSignature, KernelMessageError
 from kbridge.wire.message import Channel, Message, RawMessage, message_key, scan
 from kbridge.wire.signing import Signer
 from kbridge.wire.speedups import Functions
-from kbridge.wire.texts import read_texts
+from kbridge.wire.texts import read_message, read_texts
 from kbridge.wire.zmq import DELIMITER, serialize
 from tests.support.twins import functions
 from tests.wire.cases import HEADER, message
@@ -164,6 +164,27 @@ def test_the_first_delimiter_counts(twin: Functions) -> None:
     assert msg.buffers == (TEXTS[0].content,)
 
 
+@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_single_messages_are_read_with_type_and_key(
+    twin: Functions, channel: Channel, name: str
+) -> None:
+    for msg in (UNUSUAL[name], STATUS, message(msg_type="a_new_type_ž", msg_id="ž")):
+        expected = keyed(msg._replace(channel=channel))
+        for signer in (SIGNER, Signer(b"")):
+            for idents in ([], [b"one"], [b"one", b"two"]):
+                read = twin.read_message(channel, serialize(msg, signer, idents), signer)
+                assert read == expected
+                assert type(read[0]) is Message
+                assert type(read[1]) is str
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_single_message_that_is_not_valid_is_an_error(twin: Functions, name: str) -> None:
+    with pytest.raises(KernelMessageError):
+        twin.read_message(Channel.SHELL, BAD[name], SIGNER)
+
+
 # -- any bytes: what one implementation does, the other one does, too --------------------------
 
 MEMBERS = st.sampled_from(
@@ -227,3 +248,14 @@ def test_both_implementations_read_the_same_in_any_frames(
 ) -> None:
     signer = SIGNER if signed else Signer(b"")
     assert outcome(functions("C").read_texts, batch, signer) == outcome(read_texts, batch, signer)
+    for frames in batch:
+        assert single(functions("C").read_message, frames, signer) == single(
+            read_message, frames, signer
+        )
+
+
+def single(read, frames: RawMessage, signer: Signer) -> object:
+    try:
+        return read(Channel.CONTROL, frames, signer)
+    except KernelMessageError as error:
+        return type(error), str(error)

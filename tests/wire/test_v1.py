@@ -2,16 +2,22 @@
 
 import array
 import ctypes
+import struct
 import sys
+from collections.abc import Callable
+from typing import TypeAlias
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kbridge.errors import IgnoredMessage
+from kbridge.errors import FrameError, IgnoredMessage
 from kbridge.wire import v1
 from kbridge.wire.frames import BINARY, each
 from kbridge.wire.frames import frame as websocket_frame
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.speedups import Functions
+from tests.support.twins import functions
 from tests.wire.cases import FIVE, MESSAGES, H, five, plain, v1_frame
 
 
@@ -106,6 +112,153 @@ def test_frames_are_encoded_at_the_borders_of_their_lengths(size: int) -> None:
         frame = v1.encode_frame(empty._replace(content=content))
         assert frame == websocket_frame(frame[-size:], BINARY)
         assert v1.split(frame[-size:]) == empty._replace(content=content)
+
+
+@pytest.mark.parametrize("size", [0, 56, 125, 126, 127, 65_534, 65_535, 65_536])
+@pytest.mark.parametrize("channel", Channel)
+def test_both_implementations_encode_the_same(channel: Channel, size: int) -> None:
+    encode_frame = functions("C").encode_frame
+    empty = Message(channel, b"", b"", b"", b"")
+    msg = empty._replace(content=b"x" * max(0, size - len(v1.encode(empty))))
+    assert encode_frame(msg) == v1.encode_frame(msg)
+    msg = msg._replace(buffers=(b"buffer",))
+    assert encode_frame(msg) == v1.encode_frame(msg)
+    for wrong in (("heartbeat", *msg[1:]), (*msg[:5], (None,))):
+        with pytest.raises((KeyError, TypeError)):
+            encode_frame(Message(*wrong))
+
+
+Outcome: TypeAlias = Message | tuple[type[FrameError], str]
+
+
+def outcome(decode: Callable[[str | bytes], Message], data: str | bytes) -> Outcome:
+    try:
+        return plain(decode(data))
+    except FrameError as error:
+        return type(error), error.reason
+
+
+# Parts that are JSON, some of them unusual, and parts that are not JSON.
+TEXTS = [
+    *(
+        b"",
+        b"{}",
+        b" {}",
+        b"{} ",
+        b"{\n}",
+        b"{}}",
+        b"{",
+        b"}",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"7",
+        b"{,}",
+    ),
+    *(b'{"a"}', b'{"a":}', b'{"a" 1}', b'{"a":1,}', b'{"a":1 "b":2}', b"{a:1}", b'{"a":1}x'),
+    *(b'{"a":[]}', b'{"a":[1,]}', b'{"a":[,1]}', b'{"a":[1 2]}', b'{"a":[1,[2,{}]]}', b'{"a":[1}'),
+    *(b'{"a" : 1 , "b"\t:\r\n[ ] }', b'{"a":\x0b1}', b'{"a":1,"a":2}', b'{"":""}', b'{"a":{]}'),
+    *(
+        b'{"a":"\\u00e9\\ud800"}',
+        b'{"a":"\\u00e"}',
+        b'{"a":"\\u00eg"}',
+        b'{"a":"\\x"}',
+        b'{"a":"\\',
+    ),
+    *(b'{"a":"\\"}', b'{"a":"\\""}', b'{"a":"\\\x00"}', b'{"a":"\x00"}', b'{"a":"\n"}'),
+    *(
+        b'{"a":"\x7f\xc3\xa9"}',
+        b'{"a":"\xff"}',
+        b'{"a":"\xed\xa0\x80"}',
+        b'{"\xff":1}',
+        b'{"a":\xff}',
+    ),
+    *(b'{"a":%b}' % word for word in (b"true", b"nul", b"nulls", b"True", b"false", b"truefalse")),
+    *(b'{"a":%b}' % word for word in (b"NaN", b"Infinity", b"-Infinity", b"-NaN", b"-", b"+1")),
+    *(b'{"a":%b}' % word for word in (b"0", b"-0", b"01", b"1.", b".5", b"1.5e+9", b"1e", b"1e-")),
+    *(b'{"a":%b}' % word for word in (b"1E5", b"1e999", b"0x1", b"1_0", b"\xd9\xa1", b"1.5.5")),
+    *(b'{"a":%b}' % (b"9" * size) for size in (299, 300, 301, 640, 5000)),
+    *(b'{"a":0.%b}' % (b"9" * size) for size in (297, 298, 299, 5000)),
+    *(b'{"a":%b}' % (b"[" * depth + b"]" * depth) for depth in (30, 31, 32, 33, 100, 30_000)),
+    *(b'{"a":' * depth + b"1" + b"}" * depth for depth in (31, 32, 33, 34)),
+    *(b'{"a":"%b"}' % (b"x" * (size - 8)) for size in (65_535, 65_536, 65_537)),
+    b"\xef\xbb\xbf{}",
+]
+HEADERS = [
+    H,
+    *(b'{"msg_id":"a","msg_type":"b"}', b'{"msg_type": "b", "msg_id": ""}'),
+    *(b'{"msg_id":"a","msg_type":""}', b'{"msg_id":"a"}', b'{"msg_type":"a"}', b'{"msg_id":"a",}'),
+    *(
+        b'{"msg_id":"a","msg_id":"b","msg_type":"c"}',
+        b'{"msg_type":"a","msg_type":"b","msg_id":""}',
+    ),
+    *(
+        b'{"msg_id":1,"msg_type":"a"}',
+        b'{"msg_id":"a","msg_type":1}',
+        b'{"msg_id":null,"msg_type":"a"}',
+    ),
+    *(b'{"msg_id":"\xc3\xa9","msg_type":"a"}', b'{"msg_id":"\xff","msg_type":"a"}'),
+    *(b'{"msg_id":"\\ud800","msg_type":"a"}', b'{"msg\\u005fid":"a","msg_type":"a"}'),
+    *(b'{"x":"msg_id","msg_id":"a","msg_type":"b"}', b'{"msg_id" :"a","msg_type":"b"}'),
+    b'{"msg_id":"a","msg_type":"b","x":"%b"}' % (b"x" * 1000),
+    b'{"msg_id":"a","msg_type":"b","x":"%b"}' % (b"x" * 70_000),
+]
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_both_implementations_accept_and_refuse_the_same_parts(place: int) -> None:
+    decode = functions("C").decode
+    usual = [b"shell", H, b"{}", b"{}", b"{}"]
+    for text in [*TEXTS, *HEADERS]:
+        data = v1_frame(*usual[:place], text, *usual[place + 1 :])
+        assert outcome(decode, data) == outcome(v1.decode, data), text[:60]
+
+
+@pytest.mark.parametrize("word", range(7))
+def test_both_implementations_accept_and_refuse_the_same_offsets(word: int) -> None:
+    decode = functions("C").decode
+    frame = v1_frame(*FIVE) + b"more"
+    borders = struct.unpack_from("<7Q", frame)
+    values = {border + more for border in (*borders, 0, len(frame), 1 << 63) for more in (-1, 0, 1)}
+    for value in {value % (1 << 64) for value in values}:
+        data = frame[: 8 * word] + struct.pack("<Q", value) + frame[8 * word + 8 :]
+        assert outcome(decode, data) == outcome(v1.decode, data), value
+
+
+PIECES = st.sampled_from(
+    [
+        *'{}[]",:\\ \n\0/0-.',
+        "null",
+        "true",
+        "1e5",
+        "a",
+        "é",
+        '"a"',
+        '"a":',
+        '{"a":1}',
+        "\\u00e9",
+        "[1]",
+    ]
+)
+PARTS = st.one_of(
+    st.sampled_from([*TEXTS, *HEADERS]),
+    st.lists(PIECES, max_size=9).map(lambda pieces: "".join(pieces).encode()),
+    st.lists(PIECES, max_size=9).map(lambda pieces: f'{{"a":{"".join(pieces)}}}'.encode()),
+    st.binary(max_size=9),
+)
+
+
+@given(
+    st.sampled_from([b"shell", b"shell", b"iopub", b"x", b""]),
+    st.sampled_from([H, H, H, *HEADERS]) | PARTS,
+    st.tuples(PARTS, PARTS, PARTS),
+    st.lists(st.binary(max_size=3), max_size=1),
+)
+def test_both_implementations_decode_the_same_in_any_frame(
+    channel: bytes, header: bytes, parts: tuple[bytes, ...], buffers: list[bytes]
+) -> None:
+    data = v1_frame(channel, header, *parts, *buffers)
+    assert outcome(functions("C").decode, data) == outcome(v1.decode, data)
 
 
 def test_a_buffer_keeps_its_frame_alive() -> None:

@@ -46,8 +46,7 @@ from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Channel, Message
-from kbridge.wire.speedups import encode_texts
-from kbridge.wire.v1 import encode_frame
+from kbridge.wire.speedups import encode_frame, encode_texts
 
 __all__ = ["Broadcaster"]
 
@@ -293,9 +292,8 @@ class Broadcaster:
                 adoption.note(first.parent_header, seq)
         counter.add_texts(contents)
 
-    def on_reply(self, msg: Message, client: int, now: float) -> None:
+    def on_reply(self, msg: Message, msg_type: str, key: int, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""
-        msg_type, key = type_and_key(msg.header)
         verdict = self._judge(msg, msg_type, now)
         appended = self.journal.appended
         if verdict is not PASS:

@@ -42,8 +42,7 @@ from kbridge.link.interfaces import LinkFactory, RawMessage
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
-from kbridge.wire.speedups import read_texts
-from kbridge.wire.v1 import encode_frame
+from kbridge.wire.speedups import encode_frame, read_message, read_texts
 from kbridge.wire.zmq import parse
 
 __all__ = ["KernelConnection"]
@@ -307,19 +306,19 @@ class KernelConnection:
         for frames in batch:
             self._unsent.arrived += 1
             try:
-                msg = parse(channel, frames, link.signer)
+                msg, msg_type, key = read_message(channel, frames, link.signer)
                 if self._is_probed(msg, now, wall):
                     continue
                 if link.adapter is not None:
                     msg = link.adapter.from_kernel(msg)
+                    msg_type, key = type_and_key(msg.header)
             except KernelMessageError as error:
                 self._reject(channel, error)
                 continue
             if iopub:
-                msg_type, key = type_and_key(msg.header)
                 self._on_iopub(msg, msg_type, key, now, wall)
             else:
-                self._on_reply(msg, now, wall)
+                self._on_reply(msg, msg_type, key, now, wall)
 
     def _deliver_output(self, batch: list[RawMessage], now: float, wall: float) -> None:
         """Deliver messages on iopub, the texts of a run together.
@@ -464,10 +463,9 @@ class KernelConnection:
         self.activity.observe(msg, msg_type, wall)
         self._listener.on_output(msg, msg_type, key, now)
 
-    def _on_reply(self, msg: Message, now: float, wall: float) -> None:
+    def _on_reply(self, msg: Message, msg_type: str, key: int, now: float, wall: float) -> None:
         """Deliver a message on shell, control or stdin."""
         if msg.channel is not Channel.STDIN:
-            msg_type, _ = type_and_key(msg.header)
             self.activity.replied(msg, msg_type, wall)
             if msg_type == "execute_reply" and msg.channel is Channel.SHELL:
                 wanted = self._requests.replied(msg, now)
@@ -476,12 +474,12 @@ class KernelConnection:
                     self._set_timer()
                 if not wanted:
                     return
-        self._deliver_reply(msg, now)
+        self._deliver_reply(msg, msg_type, key, now)
 
-    def _deliver_reply(self, msg: Message, now: float) -> None:
+    def _deliver_reply(self, msg: Message, msg_type: str, key: int, now: float) -> None:
         client = self._requests.recipient(msg)
         if client is not None:
-            self._listener.on_reply(msg, client, now)
+            self._listener.on_reply(msg, msg_type, key, client, now)
 
     def _on_probed(self, msg: Message, now: float, wall: float) -> bool:
         """Note a message whose parent is a probe; return True to drop it.
@@ -616,6 +614,6 @@ class KernelConnection:
             if msg.channel is Channel.IOPUB:
                 self._listener.on_notice(msg)
             else:
-                self._deliver_reply(msg, self._clock.monotonic())
+                self._deliver_reply(msg, *type_and_key(msg.header), self._clock.monotonic())
         if messages:
             self._listener.on_drained()

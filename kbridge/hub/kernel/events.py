@@ -40,13 +40,13 @@ class KernelListener(Protocol):
             Monotonic seconds.
         """
 
-    def on_reply(self, msg: Message, client: int, now: float) -> None:
+    def on_reply(self, msg: Message, msg_type: str, key: int, client: int, now: float) -> None:
         """Take a message on shell, control or stdin.
 
         Parameters
         ----------
-        msg : Message
-            The message.
+        msg, msg_type, key : Message, str, int
+            The message, its type and its key, as in `on_output`.
         client : int
             The number of the client that made the request, or `kbridge.flow.journal.EVERYONE`
             if that is not known.

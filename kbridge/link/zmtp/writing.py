@@ -18,7 +18,8 @@ from kbridge.link.zmtp.receive import ReceiveBuffer
 from kbridge.link.zmtp.send_queue import SendQueue
 from kbridge.wire.message import Buffer
 from kbridge.wire.offsets import nbytes
-from kbridge.wire.zmtp.encoder import LARGE, encode, encode_large
+from kbridge.wire.speedups import encode
+from kbridge.wire.zmtp.encoder import LARGE, encode_large
 
 __all__ = ["Writer", "WriterEvents"]
 

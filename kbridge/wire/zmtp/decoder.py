@@ -140,13 +140,16 @@ class Decoder:
         if self._rest or self.fault is not None:
             data = self._join(data)
         messages: list[RawMessage] = []
+        at = whole = 0  # `whole`: the end of the last message
+        end = len(data)
+        if split is not None and not self._parts and end < _STRIDE * _BATCH:
+            at = whole = split(data, 0, self._part_limit, self._parts_limit, end, messages)
         # The hot loop: about seven frames per message. A short part that is not the last one is cut
         # out before its end is known to be there; if it is not, the part is removed after the loop.
         parts = self._parts
         add = parts.append
         part_limit, parts_limit = self._part_limit, self._parts_limit
-        at = frame = whole = 0  # `whole`: the end of the last message
-        end = len(data)
+        frame = at
         look_at = self._begin_chunk(end) if end >= _STRIDE * _BATCH else end + 1
         try:
             while at < end:

@@ -54,7 +54,9 @@ class Listener:
         self.messages += [(EVERYONE, msg) for msg in texts]
         self.runs.append([msg.msg_id for msg in texts])
 
-    def on_reply(self, msg: Message, client: int, now: float) -> None:
+    def on_reply(self, msg: Message, msg_type: str, key: int, client: int, now: float) -> None:
+        assert msg_type == msg.msg_type
+        assert key == message_key(msg.header)
         self.messages.append((client, msg))
 
     def on_notice(self, msg: Message) -> None:

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.wire.message import Buffer
+from kbridge.wire.speedups import Functions
 from kbridge.wire.zmtp.commands import SocketType
 from kbridge.wire.zmtp.decoder import Decoder
 from kbridge.wire.zmtp.encoder import LARGE, encode, encode_large
 from kbridge.wire.zmtp.peer import Peer
+from tests.support.twins import functions
 from tests.wire.zmtp.libzmq import BORDERS, LIMITS, connected, next_message, shake_hands, zmq_socket
 
 MESSAGES: dict[str, list[Buffer]] = {
@@ -25,7 +27,7 @@ PARTS = st.lists(
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_our_bytes_are_those_of_libzmq(name: str) -> None:
+def test_our_bytes_are_those_of_libzmq(twin: Functions, name: str) -> None:
     message = MESSAGES[name]
     peer = Peer(SocketType.DEALER, b"me", LIMITS)
     with zmq_socket("DEALER") as dealer, connected(dealer) as plain:
@@ -33,7 +35,7 @@ def test_our_bytes_are_those_of_libzmq(name: str) -> None:
         dealer.send_multipart(message)
         received, data = next_message(plain, peer)
     assert received == message
-    assert data == encode(message)
+    assert data == twin.encode(message)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -51,7 +53,7 @@ def test_libzmq_reads_our_bytes(name: str, large: bool) -> None:
 @given(PARTS)
 def test_both_ways_of_encoding_give_the_same_bytes(message: list[Buffer]) -> None:
     pieces = encode_large(message)
-    assert b"".join(pieces) == encode(message)
+    assert b"".join(pieces) == encode(message) == functions("C").encode(message)
     for part in message:
         assert (len(part) >= LARGE) == any(piece is part for piece in pieces)
 
@@ -62,19 +64,27 @@ def test_small_parts_between_large_ones_are_joined() -> None:
     assert [piece is large for piece in pieces] == [False, True, False, True, False]
 
 
-def test_views_are_encoded_by_their_bytes() -> None:
+def test_views_are_encoded_by_their_bytes(twin: Functions) -> None:
     doubles = memoryview(array.array("d", [1.5, 2.5]))
     wide = memoryview(array.array("d", bytes(LARGE)))
     strided = memoryview(b"a_b_c_")[::2]
     message: list[Buffer] = [memoryview(b"view"), doubles, strided, memoryview(b"")]
     expected = [b"view", doubles.tobytes(), b"abc", b""]
-    assert encode(message) == encode(expected)
+    assert twin.encode(message) == encode(expected)
     assert b"".join(encode_large([*message, wide])) == encode([*expected, bytes(LARGE)])
     assert encode_large([wide])[1] is wide
 
 
-def test_a_message_without_parts_has_no_bytes() -> None:
-    assert encode([]) == b""
+@pytest.mark.parametrize("number", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("size", [0, 255, 256, 20_000, 1 << 20, (1 << 20) + 1])
+def test_both_implementations_encode_the_same(number: int, size: int) -> None:
+    message: list[Buffer] = [b"a"] * (number - 1) + [b"x" * size]
+    assert functions("C").encode(message) == encode(message)
+    assert functions("C").encode(tuple(message)) == encode(message)
+
+
+def test_a_message_without_parts_has_no_bytes(twin: Functions) -> None:
+    assert twin.encode([]) == b""
     assert encode_large([]) == []
 
 
