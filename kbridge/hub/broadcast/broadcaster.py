@@ -305,7 +305,7 @@ class Broadcaster:
                 self._inputs.asked(msg, client, seq)
         self._private_bytes[msg.channel] += self.journal.appended - appended
         if msg_type == "execute_reply":
-            self.tracker.replied(msg, self.journal.next_seq)
+            self.tracker.hear(msg, msg_type, self.journal.next_seq)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
@@ -316,17 +316,18 @@ class Broadcaster:
 
     def _said(self, msg: Message, msg_type: str) -> None:
         if msg_type in OBSERVED:
-            self.tracker.observe(msg, msg_type, self.journal.next_seq)
+            self.tracker.hear(msg, msg_type, self.journal.next_seq)
 
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""
         journal = self.journal
         if journal.next_seq != self._written_to:
             self._written_to = journal.next_seq
-            self._counter.count(self._written_to)
             self.delivery.flush()
+            self._counter.count(self._written_to)
             if self._history is not None:
                 self._history.changed()
+        self.tracker.settle()
         if journal.nbytes > self._burst.look_above:
             self._burst.look()
         if self.recorder is not None and not self._context.settings.acknowledge:

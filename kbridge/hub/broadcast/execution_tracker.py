@@ -1,4 +1,8 @@
-"""Notes the state of each request to execute code, and writes the changes to the state log."""
+"""Notes the state of each request to execute code, and writes the changes to the state log.
+
+Clients come first: what the messages of a wake-up say about requests is noted after their frames
+were written, by `settle`, or as soon as somebody asks for the executions.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,6 @@ class ExecutionTracker:
 
     Attributes
     ----------
-    executions : Executions
-        The executions.
     counter : OutputCounter
         Counts the messages in the journal.
     changed : dict or None
@@ -60,9 +62,11 @@ class ExecutionTracker:
         *,
         following: bool = False,
     ) -> None:
-        self.executions = Executions(saved, following=following)
+        self._executions = Executions(saved, following=following)
+        # Messages that are not noted yet, with their types and the sequence numbers after them.
+        self._heard: list[tuple[Message, str, int]] = []
         self.changed: dict[str, tuple[bytes, dict[str, Any] | None]] | None = None
-        self.counter = OutputCounter(self.executions)
+        self.counter = OutputCounter(self._executions)
         self._recorder = recorder
         self._sessions = sessions
         self._clock = clock
@@ -80,11 +84,42 @@ class ExecutionTracker:
         elif self._trace is not None:
             self._trace.on_not_noted(msg.msg_id)
 
-    def observe(self, msg: Message, msg_type: str, end: int) -> None:
-        """Note a message on iopub; see `Executions.observe`."""
-        executions = self.executions
+    @property
+    def executions(self) -> Executions:
+        """The executions."""
+        self.settle()
+        return self._executions
+
+    def hear(self, msg: Message, msg_type: str, end: int) -> None:
+        """Take a message on iopub of one of the types `OBSERVED`, or an `execute_reply`.
+
+        Parameters
+        ----------
+        msg, msg_type
+            The message, as clients receive it, and its type.
+        end : int
+            The sequence number after it.
+        """
+        self._heard.append((msg, msg_type, end))
+        if self._executions.following:  # the request may be new: its output must be counted
+            self.settle()
+
+    def settle(self) -> None:
+        """Note what the messages say that were heard; call it at the end of a wake-up."""
+        if not self._heard:
+            return
+        heard, self._heard = self._heard, []
+        now = self._clock.wall()
+        for msg, msg_type, end in heard:
+            if msg_type == "execute_reply":
+                self._changed(self._executions.replied(msg, end, now))
+            else:
+                self._observe(msg, msg_type, end, now)
+
+    def _observe(self, msg: Message, msg_type: str, end: int, now: float) -> None:
+        executions = self._executions
         noted = len(executions) if executions.following else 0
-        changed = executions.observe(msg, msg_type, end, self._clock.wall())
+        changed = executions.observe(msg, msg_type, end, now)
         if changed:
             self._changed(changed)
             if executions.following and len(executions) > noted:
@@ -92,10 +127,6 @@ class ExecutionTracker:
                 changed[0].first = end - 1
                 changed[0].count_output(end, 1, 0, len(msg.content))
                 self.counter.look_again()
-
-    def replied(self, msg: Message, end: int) -> None:
-        """Note an `execute_reply`; `end` is the sequence number after it."""
-        self._changed(self.executions.replied(msg, end, self._clock.wall()))
 
     def process_replaced(self, waiting: Collection[str]) -> None:
         """Note that the process of the kernel has gone: what it has not finished is aborted.

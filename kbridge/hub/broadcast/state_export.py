@@ -162,7 +162,7 @@ class StateExport:
             places[session_id] = msg_id
 
     def _take_executions(self) -> dict[str, dict[str, Any] | None]:
-        changed = self._tracker.changed
+        executions, changed = self._tracker.executions, self._tracker.changed
         assert changed is not None
         asked = {msg_id: each.msg.parent_id for msg_id, each in self._inputs.open.items()}
         if asked != self._asked:
@@ -170,7 +170,7 @@ class StateExport:
                 request = asked.get(msg_id) or self._asked[msg_id]
                 changed.setdefault(request, self._owed.get(request, (b"", None)))
             self._asked = asked
-        executions, found = self._tracker.executions, dict[str, dict[str, Any] | None]()
+        found = dict[str, dict[str, Any] | None]()
         for msg_id, kept in changed.items():
             execution = executions.get(msg_id)
             if kept[0] or msg_id not in self._owed:

@@ -231,3 +231,38 @@ async def test_a_closed_hub_holds_no_executions(rig: Rig) -> None:
     execute(rig, cursor)
     await rig.hub.aclose()
     assert rig.hub.executions.find() == []
+
+
+async def test_frames_are_written_before_executions_are_noted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, cursor = rig.attach("a-page")
+    asked = execute(rig, cursor)
+    before, write = rig.clock.wall(), client.write
+
+    def write_for_a_second(data: bytes) -> bool:
+        rig.clock.now += 1
+        return write(data)
+
+    monkeypatch.setattr(client, "write", write_for_a_second)
+    say(rig, asked, "busy")
+    execution = rig.hub.executions.get("ask")
+    assert execution is not None
+    assert execution.started == before + 1
+
+
+async def test_who_asks_for_executions_in_between_gets_their_present_state(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook of a subclass runs while frames are written."""
+    client, cursor = rig.attach("a-page")
+    asked = execute(rig, cursor)
+    states, write = [], client.write
+
+    def write_and_ask(data: bytes) -> bool:
+        states.append(described(rig)["state"])
+        return write(data)
+
+    monkeypatch.setattr(client, "write", write_and_ask)
+    say(rig, asked, "busy", "reply", "idle")
+    assert states == ["running", "running", "done"]
