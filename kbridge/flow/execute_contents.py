@@ -25,6 +25,8 @@ _SEARCHED: Final = 64 << 10
 """Bytes at the end of a display that are searched for its id: ipykernel writes it last."""
 
 _OK: Final = (b'{"status": "ok",', b'{"status":"ok",')  # as ipykernel and others write it
+_SPACES: Final = " \t\n\r"  # of JSON
+_decode: Final = json.JSONDecoder().raw_decode
 _CELL_CHARS: Final = 1024  # characters of a cell id; longer ones are ignored
 
 
@@ -40,7 +42,7 @@ def count_of(content: bytes, msg_type: str) -> int | None:
         digits = digits.partition(b",")[0].strip()
         return int(digits) if digits.isdigit() else None
     count = _members(content).get("execution_count") if len(content) <= _PARSED else None
-    return count if isinstance(count, int) else None
+    return int(count) if isinstance(count, int) else None
 
 
 def error_of(content: bytes) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _string(content: bytes, key: bytes) -> str:
     at += len(key)
     text = content[at : at + _TEXT].decode("utf-8", "ignore").lstrip()
     try:
-        value, _ = json.JSONDecoder().raw_decode(text)
+        value, _ = _decode(text)
     except ValueError:
         return ""
     return value if isinstance(value, str) else ""
@@ -134,8 +136,9 @@ def _string(content: bytes, key: bytes) -> str:
 
 def _members(content: bytes) -> dict[str, Any]:
     try:
-        # Given bytes, `loads` would first find out whether they are UTF-16.
-        whole = json.loads(content.decode("utf-8", "surrogatepass"))
+        # Unlike `raw_decode`, `json.loads` looks for white space around the object, in two calls.
+        text = content.decode("utf-8", "surrogatepass").strip(_SPACES)
+        whole, end = _decode(text)
     except (ValueError, RecursionError):
         return {}
-    return whole if isinstance(whole, dict) else {}
+    return whole if isinstance(whole, dict) and end == len(text) else {}

@@ -59,9 +59,10 @@ def retained_batch(
 
 def private(audience: Mapping[int, int], seqs: range) -> dict[int, int]:
     """Return the clients of the frames `seqs` that are for one client, by index into `seqs`."""
-    if not audience:
-        return {}
-    return {seq - seqs.start: audience[seq] for seq in members(audience.keys(), seqs)}
+    start = seqs.start
+    if len(audience) < len(seqs):
+        return {seq - start: audience[seq] for seq in members(audience.keys(), seqs)}
+    return {seq - start: audience[seq] for seq in seqs if seq in audience}
 
 
 def members(table: AbstractSet[int], numbers: range) -> list[int]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from kbridge.flow.execution import Execution
+from kbridge.flow.execution import WAITING, Execution
 from kbridge.flow.input_requests import InputRequest
 from kbridge.hub.recovered import LIVES, Lives, input_entry, shown_late
 from kbridge.storage.history import History
@@ -45,7 +45,8 @@ class Recorder:
 
     def __init__(self, history: History, lives: Lives, executions: Iterable[Execution]) -> None:
         self._history = history
-        self._ended: dict[str, Execution] = {}  # their ends may not be on disk yet
+        # The ends of these may not be on disk yet: the number after each end, by id.
+        self._ended: dict[str, tuple[int, Execution]] = {}
         self._unwritten: set[str] = set()  # ids of those whose present state is not written yet
         self._inputs: dict[str, object] = {}  # client, number and readers, as recorded
         # As recorded, by number of the session; -1 if that is not known.
@@ -131,25 +132,25 @@ class Recorder:
         self._write(execution)
         if execution.header and execution.over:
             self._settle()
-            self._ended[execution.msg_id] = execution
+            self._ended[execution.msg_id] = execution.end, execution
 
     def _settle(self) -> None:
         """Drop these fields of the executions whose end is on disk now."""
-        end = self._history.end
-        while self._ended:
-            ended = next(iter(self._ended.values()))
-            if ended.end > end:
-                return
-            del self._ended[ended.msg_id]
-            self._settled = max(self._settled, ended.end)
-            self._history.record("settled", self._read_settled, late=True)
-            large = ended.error is not None
-            ended.settle()
+        on_disk, settled = self._history.end, []
+        for end, execution in self._ended.values():
+            if end > on_disk:
+                break
+            settled.append(execution)
+            self._settled = max(self._settled, end)
+        if not settled:
+            return
+        self._history.record("settled", self._settled, late=True)
+        for execution in settled:
+            del self._ended[execution.msg_id]
+            large = execution.error is not None
+            execution.settle()
             if large:
-                self._write(ended)
-
-    def _read_settled(self) -> int:
-        return self._settled
+                self._write(execution)
 
     def forget_execution(self, msg_id: str) -> None:
         """Remove a request to execute code."""
@@ -159,18 +160,21 @@ class Recorder:
 
     def _write(self, execution: Execution) -> None:
         msg_id = execution.msg_id
-        if msg_id in self._unwritten:  # a cell changes several times between two writes
-            return
-        self._unwritten.add(msg_id)
-        history, key = self._history, f"execution/{msg_id}"
-        # The messages of a request that has begun say what has become of it.
-        late = execution.begun or history.remember(key, execution.entry)
-        history.record(key, partial(self._entry, execution), late=late)
+        key, history = f"execution/{msg_id}", self._history
+        if msg_id not in self._unwritten:  # a cell changes several times between two writes
+            self._unwritten.add(msg_id)
+            # The messages of a request that has begun, or has a reply, say what has become of it.
+            late = execution.begun or execution.replied is not None
+            if execution.state == WAITING and not late:
+                late = history.remember(key, execution.to_json)
+            history.record(key, partial(self._to_json, execution), late=late)
+        if execution.over:
+            history.finish(key)
 
-    def _entry(self, execution: Execution) -> dict[str, Any]:
+    def _to_json(self, execution: Execution) -> str:
         """Return the state of an execution, which is being written."""
         self._unwritten.discard(execution.msg_id)
-        return execution.entry()
+        return execution.to_json()
 
     def inputs(self, waiting: Mapping[str, InputRequest]) -> None:
         """Take the input requests without an answer, by id, after each change."""

@@ -2,8 +2,9 @@
 
 Invariants:
 
-- one job is under way at a time. Its tasks run in the thread, in order; then their results are
-  taken on the event loop, in the same order;
+- one job is under way at a time. The clients are asked for their tasks, which then run in the
+  thread, in order; at last their results are taken on the event loop, in the same order;
+- the event loop asks clients and takes results for about `TURN` at once;
 - a job ends with the task that reaches `JOB_SIZE`; the other clients take part in the next one;
 - a job begins `FLUSH_DELAY` after the first change or after the end of the previous job, or at once
   if `hurry` is called. If all clients that wait have more time, it begins later.
@@ -13,12 +14,22 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Final
 
 from kbridge.storage.disk import Disk
 from kbridge.storage.workers import Workers
 
-__all__ = ["FLUSH_DELAY", "JOB_SIZE", "LATE_DELAY", "Client", "FlushQueue", "Overseer", "Task"]
+__all__ = [
+    "FLUSH_DELAY",
+    "JOB_SIZE",
+    "LATE_DELAY",
+    "TURN",
+    "Client",
+    "FlushQueue",
+    "Overseer",
+    "Task",
+]
 
 FLUSH_DELAY: Final = 0.01
 """Seconds; changes of this time are lost if the process is killed, unless others keep them."""
@@ -26,6 +37,8 @@ FLUSH_DELAY: Final = 0.01
 LATE_DELAY: Final = 0.1
 """Seconds, for changes that others keep. A job costs as much as some round trips."""
 
+TURN: Final = 0.0005
+"""Seconds of work on the event loop, after which everything else that waits comes first."""
 
 JOB_SIZE: Final = 32 * 1024 * 1024
 """Bytes to write in one job, so that a slow disk ends a job in less time than one that hangs."""
@@ -55,13 +68,17 @@ class Client(ABC):
 
     __slots__ = ()
 
+    def prepare(self) -> bool:
+        """Do a short part of the preparations for `next_task`; return True if none is left."""
+        return True
+
     @abstractmethod
     def next_task(self) -> Task | None:
         """Return the work to do now, if there is some."""
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
-        """Note that `next_task` raised an error, which nobody else reports."""
+        """Note that `prepare` or `next_task` raised an error, which nobody else reports."""
 
 
 class Overseer(Client):
@@ -79,15 +96,21 @@ class Overseer(Client):
         """Note that the disk has done a job."""
 
 
+_ASKING, _RUNNING, _ENDING = range(3)
+
+
 class _Job:
     """Tasks that run together, with their errors."""
 
-    __slots__ = ("clock", "disk", "errors", "progress", "tasks")
+    __slots__ = ("clock", "disk", "errors", "nbytes", "progress", "state", "taken", "tasks")
 
     def __init__(self, disk: Disk, tasks: list[Task]) -> None:
         self.disk = disk
         self.tasks = tasks
+        self.nbytes = 0  # to write for the clients, about
+        self.state = _ASKING
         self.errors: list[BaseException | None] = []
+        self.taken = 0  # the number of tasks whose results were taken
         self.clock = asyncio.get_running_loop().time
         self.progress = self.clock()  # when the last task ended
 
@@ -112,7 +135,7 @@ class FlushQueue:
     """
 
     __slots__ = (
-        *("_clients", "_closed", "_delay", "_disk", "_due", "_hurried", "_job", "_left"),
+        *("_asked", "_clients", "_closed", "_delay", "_disk", "_due", "_hurried", "_job", "_left"),
         *("_overseer", "_tasks", "_timer", "_waiters", "_worker"),
     )
 
@@ -121,6 +144,7 @@ class FlushQueue:
         self._overseer = overseer
         self._worker = Workers(1, "kbridge-journal-writer")
         self._clients: dict[Client, None] = {}  # in order
+        self._asked: dict[Client, None] = {}  # for the job under way, the last one first
         self._tasks: list[Task] = []
         self._job: _Job | None = None
         self._timer: asyncio.Handle | None = None
@@ -128,7 +152,7 @@ class FlushQueue:
         self._delay = LATE_DELAY  # from the end of the job under way to the next one
         self._hurried = False
         self._closed = False
-        self._left = False  # clients wait only because the job under way is large
+        self._left = False  # the next job begins at the end of the one under way
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -149,7 +173,7 @@ class FlushQueue:
         delay : float
             Seconds until then, at most; the client may be added again with another delay.
         """
-        if self._closed:
+        if self._closed or client in self._asked:
             return
         self._clients[client] = None
         if self._job is not None:
@@ -178,7 +202,9 @@ class FlushQueue:
 
     def hurry(self) -> None:
         """Begin the next job as soon as possible."""
-        if self._job is None and not self._hurried and not self._closed:
+        if self._job is not None:
+            self._left = self._left or self._job.state == _ENDING
+        elif not self._hurried and not self._closed:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_soon(self._start)
@@ -198,6 +224,9 @@ class FlushQueue:
             self._timer = None
         self._hurried = False
         self._clients.clear()
+        self._asked.clear()
+        if self._job is not None and self._job.state == _ASKING:
+            self._begin(self._job)
         if self._tasks:  # the disk does not answer: nobody waits for the result
             job = _Job(self._disk, [*self._tasks])
             self._tasks.clear()
@@ -207,47 +236,82 @@ class FlushQueue:
     def _start(self) -> None:
         tasks = [*self._ask(self._overseer), *self._tasks]
         self._tasks.clear()
-        clients, self._clients = self._clients, {}
+        self._asked, self._clients = dict(reversed(self._clients.items())), {}
         self._left = False
-        nbytes = 0
-        for client in clients:
-            if nbytes >= JOB_SIZE:
-                self._clients[client] = None
-                self._left = True
-                continue
-            for task in self._ask(client):
-                tasks.append(task)
-                nbytes += task.nbytes
         # Only now: a client that is added above takes part in this job.
         self._timer = None
         self._hurried = False
-        if not tasks:
-            self.wake()
+        self._job = _Job(self._disk, tasks)
+        self._go_on(self._job)
+
+    def _go_on(self, job: _Job) -> None:
+        """Ask clients for a turn; run the job after the last one."""
+        if self._closed:
             return
-        self._job = job = _Job(self._disk, tasks)
-        self._worker.submit(job.run, self._done)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + TURN
+        while self._asked:
+            if job.nbytes >= JOB_SIZE:
+                self._clients = dict(reversed(self._asked.items())) | self._clients
+                self._asked = {}
+                self._left = True
+                break
+            client, _ = self._asked.popitem()
+            for task in self._ask(client):
+                job.tasks.append(task)
+                job.nbytes += task.nbytes
+            if self._asked and loop.time() >= end:
+                loop.call_soon(self._go_on, job)
+                return
+        self._begin(job)
+
+    def _begin(self, job: _Job) -> None:
+        """Run the tasks of a job in the thread."""
+        if not job.tasks:
+            self._end()
+            return
+        job.state = _RUNNING
+        job.progress = job.clock()
+        self._worker.submit(job.run, partial(self._done, job))
 
     def _ask(self, client: Client) -> list[Task]:
-        """Return the task of a client; its errors do not harm the other clients."""
+        """Return the task of a client; its errors do not harm the other clients.
+
+        A client that has more to prepare is asked again.
+        """
         try:
+            if not client.prepare():
+                self._asked[client] = None
+                return []
             task = client.next_task()
         except Exception as error:  # noqa: BLE001 - the client reports it
             client.failed(error)
             return []
         return [] if task is None else [task]
 
-    def _done(self, failure: BaseException | None) -> None:
-        job, self._job = self._job, None
-        assert job is not None
+    def _done(self, job: _Job, failure: BaseException | None) -> None:
+        """Take the results of a job for a turn, and the rest in later ones."""
+        job.state = _ENDING
         errors = job.errors or [failure]
         loop = asyncio.get_running_loop()
-        for at, task in enumerate(job.tasks):
+        end = loop.time() + TURN
+        while job.taken < len(job.tasks):
+            at = job.taken
+            job.taken += 1
             try:
-                task.done(errors[at] if at < len(errors) else failure)
+                job.tasks[at].done(errors[at] if at < len(errors) else failure)
             except Exception as error:  # noqa: BLE001 - the other kernels go on
                 text = "The result of a write to a journal on disk could not be taken"
                 loop.call_exception_handler({"message": text, "exception": error})
+            if job.taken < len(job.tasks) and loop.time() >= end:
+                loop.call_soon(self._done, job, failure)
+                return
         self._overseer.on_job_done()
+        self._end()
+
+    def _end(self) -> None:
+        """End the job under way, and plan the next one."""
+        self._job = None
         self.wake()
         if self._closed:
             return

@@ -28,6 +28,8 @@ __all__ = ["History", "Recovered"]
 
 _WRITE_SIZE: Final = 4 * 1024 * 1024  # of one batch
 _HURRY_SIZE: Final = 256 * 1024
+_LINES: Final = 25
+"""Lines of the state log that are made at once. Each takes about 10 us."""
 
 
 class _Write(Task):
@@ -188,10 +190,12 @@ class History(Client):
         return self.recovered
 
     def changed(self) -> None:
-        """Note that the source has new frames.
+        """Note that the source has new frames; called after they were sent to clients.
 
         They are written within `FLUSH_DELAY`, or within `LATE_DELAY` if they come again.
         """
+        if self._states.finished:
+            self._states.encode_finished(_LINES)
         if self._queued:
             if self._unwritten >= _HURRY_SIZE:
                 self._context.queue.hurry()
@@ -218,7 +222,7 @@ class History(Client):
         ----------
         key : str
         value : object, callable or None
-            Anything that JSON can express, or a function that returns it when it is written.
+            Anything that JSON can express, or a function that returns JSON when it is written.
         late : bool
             True if it may be written as late as frames: the next process finds it out.
         """
@@ -232,6 +236,10 @@ class History(Client):
         elif not self._soon:
             self._soon = True
             self._ask_soon()
+
+    def finish(self, key: str) -> None:
+        """Let the next `changed` make the line of a value: no other value is expected soon."""
+        self._states.finished.append(key)
 
     def give_up(self) -> None:
         """Give up the oldest segment, because the disk has no space for all kernels."""
@@ -249,11 +257,15 @@ class History(Client):
             self._retrying = True
             self._context.queue.add(self)
 
+    def prepare(self) -> bool:
+        """Make some of the lines of the state log; return True if none is left."""
+        return self._idles or self._states.encode(_LINES)
+
     def next_task(self) -> Task | None:
         """Return the work to do now."""
         self._queued = self._soon = False
         self._idle = True
-        if self._closed or self._stopped or (self._failed and not self._retrying):
+        if self._idles:
             return None
         segments = self._segments
         batch = self._source.unwritten(self._batch_size) if self._source is not None else None
@@ -410,6 +422,11 @@ class History(Client):
         return found and Place(found.seq + 1, found.seq + 1, found.end_offset)
 
     # -- helpers ----------------------------------------------------------------------------
+
+    @property
+    def _idles(self) -> bool:
+        """True if nothing is written now."""
+        return self._closed or self._stopped or (self._failed and not self._retrying)
 
     @property
     def _has_states(self) -> bool:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
+from json.encoder import encode_basestring_ascii
 from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_hexdigest
 
 __all__ = ["StateChanges", "StateLog", "Value", "line_of", "parse"]
 
-Value: TypeAlias = object | Callable[[], object]
-"""Anything that JSON can express, or a function that returns it when the value is written."""
+Value: TypeAlias = object | Callable[[], str]
+"""Anything that JSON can express, or a function that returns JSON when the value is written."""
 
 _REWRITE_ABOVE: Final = 1024 * 1024
 _REWRITE_FACTOR: Final = 4
@@ -42,15 +44,16 @@ class StateChanges(NamedTuple):
         output.
     removals : bytes
         Lines that remove keys; written after the frames.
-    removed : dict of str to (bytes, int)
-        The lines that `removals` removes, and the number after the frames that go first.
+    removed : dict of str to (bytes, (int, bytes))
+        The lines that `removals` removes; the number after the frames that go first, and the line
+        that removes the key.
     """
 
     whole: bytes | None
     size: int
     values: bytes
     removals: bytes
-    removed: dict[str, tuple[bytes, int]]
+    removed: dict[str, tuple[bytes, tuple[int, bytes]]]
 
     @property
     def nbytes(self) -> int:
@@ -68,30 +71,41 @@ class StateLog:
     ----------
     records : dict of str to object, or None
         The values that an earlier process left; None for a new kernel.
+
+    Attributes
+    ----------
+    finished : list of str
+        The keys of values that will not change soon. Their lines may be made early, so that `take`
+        has less to do.
     """
 
-    __slots__ = ("_changed", "_lines", "_live", "_new", "_removed", "_rewrite", "_size")
+    __slots__ = (
+        *("_changed", "_lines", "_live", "_new", "_removed", "_rewrite", "_size", "finished"),
+    )
 
     def __init__(self, records: dict[str, object] | None) -> None:
         lines = (records or {}).items()
         self._lines = {key: line_of(key, value) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
-        # Values without a line yet. Of several values between two writes, only the last gets one.
+        # Values whose line is not made yet, and has no bytes or is that of an earlier value. Of
+        # several values between two writes, only the last one needs a line.
         self._new: dict[str, Value] = {}
-        self._changed: dict[str, None] = {}  # in order
-        self._removed: dict[str, int] = {}  # -> the number after the frames that go first
+        self.finished: list[str] = []
+        self._changed: dict[str, None] = {}  # in the order in which they were set
+        # The number after the frames that go first, and the line.
+        self._removed: dict[str, tuple[int, bytes]] = {}
         self._size = 0
         self._rewrite = records is not None  # removes a line that is not complete
 
     @property
     def pending(self) -> bool:
         """True if there are changes that are not written yet."""
-        return bool(self._new or self._changed or self._removed or self._rewrite)
+        return bool(self._changed or self._removed or self._rewrite)
 
     @property
     def records(self) -> dict[str, object]:
         """The last value of each key."""
-        self._encode()
+        self.encode()
         return parse(
             b"".join(line for key, line in self._lines.items() if key not in self._removed)
         )
@@ -104,15 +118,40 @@ class StateLog:
         """
         if value is None:
             # A value that is not written yet is written first: its removal may wait longer.
-            if key in self._lines or key in self._new:
-                self._removed[key] = end
+            if key in self._lines:
+                self._removed[key] = end, _removal(key)
             return
         if key in self._removed:  # set again, so that it is the last key now
             del self._removed[key]
             self._new.pop(key, None)
-            self._live -= len(self._lines.pop(key, b""))
+            self._live -= len(self._lines.pop(key))
             self._rewrite = True
+        if key not in self._new:
+            self._lines.setdefault(key, b"")
+            self._changed[key] = None
         self._new[key] = value
+
+    def encode_finished(self, most: int) -> None:
+        """Make the lines of at most so many of the values in `finished`."""
+        for key in self.finished[:most]:
+            if key in self._new:
+                self._encode(key)
+        del self.finished[:most]
+
+    def encode(self, most: int | None = None) -> bool:
+        """Make at most so many of the lines that are missing; return True if none is left."""
+        for key in [*islice(self._new, most)]:
+            self._encode(key)
+        if self._new:
+            return False
+        self.finished.clear()
+        return True
+
+    def _encode(self, key: str) -> None:
+        line = line_of(key, self._new[key])
+        del self._new[key]
+        self._live += len(line) - len(self._lines[key])
+        self._lines[key] = line
 
     def take(self, end: int | None = None) -> StateChanges:
         """Return the changes to write now; they count as written unless `failed` is called.
@@ -124,11 +163,11 @@ class StateLog:
         """
         if not self.pending and self._size <= _REWRITE_ABOVE:
             return _NO_CHANGES
-        self._encode()
+        self.encode()
         removed = {
-            key: (self._lines[key], number)
-            for key, number in self._removed.items()
-            if end is None or number <= end
+            key: (self._lines[key], removal)
+            for key, removal in self._removed.items()
+            if end is None or removal[0] <= end
         }
         whole = None
         values = b""
@@ -137,7 +176,7 @@ class StateLog:
             self._size = len(whole)
         else:
             values = b"".join([self._lines[key] for key in self._changed])
-        removals = b"".join(map(_removal, removed))
+        removals = b"".join([removal[1] for _, removal in removed.values()])
         changes = StateChanges(whole, self._size, values, removals, removed)
         for key, (line, _) in removed.items():
             del self._lines[key], self._removed[key]
@@ -147,22 +186,14 @@ class StateLog:
         self._changed.clear()
         return changes
 
-    def _encode(self) -> None:
-        for key, value in self._new.items():
-            line = line_of(key, value)
-            self._live += len(line) - len(self._lines.get(key, b""))
-            self._lines[key] = line
-            self._changed[key] = None
-        self._new.clear()
-
     def failed(self, changes: StateChanges) -> None:
         """Note that changes were not written, or only in part."""
         self._rewrite = True
-        for key, (line, number) in changes.removed.items():
-            if key not in self._lines and key not in self._new:  # set again meanwhile
+        for key, (line, removal) in changes.removed.items():
+            if key not in self._lines:  # otherwise it was set again
                 self._lines[key] = line
                 self._live += len(line)
-                self._removed[key] = number
+                self._removed[key] = removal
 
 
 def parse(data: bytes) -> dict[str, object]:
@@ -185,12 +216,12 @@ def parse(data: bytes) -> dict[str, object]:
 
 def line_of(key: str, value: Value) -> bytes:
     """Return the line that sets a key; `parse` reads it."""
-    entry = value() if callable(value) else value
-    return _checked(f'{{"k":{_to_json(key)},"v":{_to_json(entry)}}}'.encode())
+    text = value() if callable(value) else _to_json(value)
+    return _checked(f'{{"k":{encode_basestring_ascii(key)},"v":{text}}}'.encode())
 
 
 def _removal(key: str) -> bytes:
-    return _checked(f'{{"k":{_to_json(key)}}}'.encode())
+    return _checked(f'{{"k":{encode_basestring_ascii(key)}}}'.encode())
 
 
 def _checked(entry: bytes) -> bytes:

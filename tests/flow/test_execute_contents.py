@@ -113,3 +113,36 @@ def test_lines_of_a_large_text_are_estimated() -> None:
     content = as_json({"name": "stdout", "text": text})
     assert lines_in([content]) == pytest.approx(20_000, rel=0.01)
     assert lines_in([content, content]) == pytest.approx(40_000, rel=0.01)
+
+
+SPACE = st.text(" \t\n\r\x0b\ufeff", max_size=2)
+OBJECTS = st.dictionaries(
+    st.sampled_from(["code", "status", "execution_count", "silent", "\u00e9"]),
+    st.none() | st.booleans() | st.integers() | st.text() | st.just({"code": "nested"}),
+)
+
+
+@given(
+    SPACE,
+    OBJECTS | st.lists(OBJECTS, max_size=2) | st.text(),
+    SPACE,
+    st.none() | st.integers(0, 30),
+    st.sampled_from(["", "}", "x", ", 1"]),
+)
+def test_the_fields_are_those_that_a_parser_finds(
+    before: str, value: Any, after: str, cut: int | None, rest: str
+) -> None:
+    text = (before + json.dumps(value) + rest + after)[:cut]
+    content = text.encode("utf-8", "surrogatepass")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    found = found if isinstance(found, dict) else {}
+    code, count, status = (found.get(name) for name in ("code", "execution_count", "status"))
+    size = len(code.encode("utf-8", "surrogatepass")) if isinstance(code, str) else 0
+    assert code_size(content) == size
+    assert count_of(content, "execute_reply") == (count if isinstance(count, int) else None)
+    assert type(count_of(content, "execute_reply")) is not bool
+    if not text.startswith('{"status": "ok",'):  # that is believed without the rest
+        assert status_of(content) == (status if isinstance(status, str) else "")

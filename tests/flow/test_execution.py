@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbridge.flow.execution import FINISHED, Execution
+from kbridge.flow.execution import FINISHED, RUNNING, WAITING, Execution
 
 HEADER = b'{"msg_id": "ask", "msg_type": "execute_request", "session": "\xff"}'
 TIMES = st.none() | st.floats(0, 9e10)
@@ -20,28 +20,79 @@ def stored(execution: Execution, end: int) -> Execution:
     return Execution.from_entry(execution.msg_id, entry, end)
 
 
-@given(
-    st.builds(
-        Execution,
-        msg_id=st.just("ask"),
-        client=COUNTS,
-        session=st.text(),
-        cell=st.none() | st.text(),
-        code_bytes=COUNTS,
-        state=st.sampled_from(sorted(FINISHED)),
-        outcome=st.sampled_from(sorted(FINISHED)),
-        submitted=st.floats(0, 9e10),
-        started=TIMES,
-        ended=TIMES,
-        count=st.none() | COUNTS,
-        messages=COUNTS,
-        lines=COUNTS,
-        nbytes=COUNTS,
-        replied=st.none() | COUNTS,
-    )
+STATES = st.sampled_from(sorted(FINISHED | {WAITING, RUNNING}))
+TEXT = st.text() | st.text(st.characters())  # with lone surrogates
+EXECUTIONS = st.builds(
+    Execution,
+    msg_id=st.just("ask"),
+    client=COUNTS,
+    header=st.binary(),
+    session=TEXT,
+    cell=st.none() | TEXT,
+    code_bytes=COUNTS,
+    state=STATES,
+    outcome=STATES,
+    submitted=st.floats(0, 9e10),
+    started=TIMES,
+    ended=TIMES,
+    count=st.none() | COUNTS,
+    error=st.none() | st.dictionaries(TEXT, TEXT | st.lists(TEXT)),
+    first=st.none() | COUNTS,
+    last=st.none() | COUNTS,
+    messages=COUNTS,
+    lines=COUNTS,
+    nbytes=COUNTS,
+    displays=st.booleans(),
+    replied=st.none() | COUNTS,
+    ended_seq=st.none() | COUNTS,
 )
-def test_an_execution_survives_the_log(execution: Execution) -> None:
-    assert stored(execution, 1 << 62) == execution
+
+
+def written(execution: Execution) -> Execution:
+    """Return the execution that the text of the log describes, as it is."""
+    entry = json.loads(execution.to_json())
+    header = entry.pop("header", "").encode("utf-8", "surrogateescape")
+    return Execution(execution.msg_id, header=header, **entry)
+
+
+@given(EXECUTIONS, EXECUTIONS)
+def test_the_text_for_the_log_has_all_fields(execution: Execution, other: Execution) -> None:
+    assert written(execution) == execution
+    for name in ("header", "session", "cell", "code_bytes", "submitted", "state"):
+        setattr(execution, name, getattr(other, name))
+        assert written(execution) == execution, "no text of an earlier value is used"
+
+
+@given(EXECUTIONS)
+def test_an_execution_that_has_finished_survives_the_log(execution: Execution) -> None:
+    execution.state, execution.first, execution.last = "done", 3, 4
+    assert stored(execution, 1 << 63) == execution
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("session", "s"), ("cell", ""), ("code_bytes", 1), ("state", "aborted")),
+        *(("outcome", "error"), ("submitted", 0.1), ("started", 0.0), ("ended", 0.0)),
+        *(("count", 0), ("error", {}), ("first", 0), ("last", 0), ("messages", 1), ("lines", 1)),
+        *(("nbytes", 1), ("displays", True), ("replied", 0), ("ended_seq", 0), ("header", b"{}")),
+    ],
+)
+def test_each_field_is_written_alone(name: str, value: Any) -> None:
+    execution = Execution("ask", 7)
+    assert execution.entry() == {"client": 7}
+    setattr(execution, name, value)
+    assert written(execution) == execution
+
+
+def test_a_count_that_is_true_is_written_as_a_number() -> None:
+    execution = Execution("ask", 7, HEADER)
+    execution.reply(b'{"status": "aborted", "execution_count": true}', 3, 1.0)
+    assert json.loads(execution.to_json())["count"] == 1
+    for name in ("client", "count", "submitted", "started", "messages", "replied"):
+        entry = {**execution.entry(), name: True}
+        again = Execution.from_entry("ask", entry, 100)
+        assert json.loads(again.to_json())[name] == 1
 
 
 def test_a_header_that_is_not_utf8_survives_the_log() -> None:

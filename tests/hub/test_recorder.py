@@ -12,11 +12,14 @@ import pytest
 
 from kbridge.flow import executions
 from kbridge.flow.activity import state_of
+from kbridge.flow.execution import Execution
 from kbridge.flow.lost_replies import SILENCE
 from kbridge.hub import recorder
 from kbridge.hub.broadcast import client_sessions
 from kbridge.hub.settings import HubSettings
+from kbridge.storage import flush
 from kbridge.storage.disk import Disk
+from kbridge.storage.history import History
 from kbridge.storage.state_log import parse
 from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.message import Channel, Message
@@ -61,8 +64,12 @@ class Bridges:
     def memory(self) -> KeptMemory:
         """Give the kernel memory that outlives the present bridge."""
         made = KeptMemory()
-        self._stores[-1].history(ID).follow(made)
+        self.history().follow(made)
         return made
+
+    def history(self) -> History:
+        """Return the journal of the kernel on disk; this makes all lines of its state log."""
+        return self._stores[-1].history(ID)
 
     def files(self) -> Path:
         """Return the directory with the present files of the kernel."""
@@ -72,7 +79,7 @@ class Bridges:
         """Write the journal, and the places that have been acknowledged, to disk."""
         await asyncio.sleep(0)  # the timer for the places
         await asyncio.sleep(0)
-        await self._stores[-1].history(ID).flush()
+        await self.history().flush()
 
     async def crash(self, **settings: Any) -> Rig:
         """Write to disk what there is, and start another bridge as if this one had been killed."""
@@ -337,6 +344,70 @@ async def test_a_request_is_remembered_until_it_is_written(bridges) -> None:
     known = parse((bridges.files() / "state.log").read_bytes())
     assert known["execution/ask"]["state"] == "done"
     assert known["execution/second"]["client"] == attachment.session.number
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the executions whose text for the log was made, in order."""
+    found: list[str] = []
+    to_json = Execution.to_json
+
+    def note(execution: Execution) -> str:
+        found.append(execution.msg_id)
+        return to_json(execution)
+
+    monkeypatch.setattr(Execution, "to_json", note)
+    return found
+
+
+async def test_the_lines_of_requests_that_ended_are_ready_when_they_are_written(
+    bridges, encoded
+) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    await bridges.flush()
+    bridges.memory()
+    history = bridges.history()
+    for number in range(3):
+        say(rig, execute(rig, attachment, f"ended {number}"), "busy", "input", "reply", "idle")
+    running = execute(rig, attachment, "runs")
+    say(rig, running, "busy", "input")
+    ended = [f"ended {number}" for number in range(3) for _ in ("remembered", "ended")]
+    assert encoded == [*ended, "runs"]
+    encoded.clear()
+    await history.flush()
+    assert encoded == ["runs"], "the others were encoded after clients had their output"
+    say(rig, running, "reply", "idle")
+    assert encoded == ["runs"] * 2
+    known = parse((bridges.files() / "state.log").read_bytes())
+    output = [known[f"execution/ended {number}"] for number in range(3)]
+    assert [each["messages"] for each in output] == [4, 4, 4]
+    assert [each["ended_seq"] - each["first"] for each in output] == [4, 4, 4]
+
+
+async def test_many_requests_that_change_at_once_are_encoded_in_parts(
+    bridges, encoded, monkeypatch
+) -> None:
+    monkeypatch.setattr(flush, "TURN", 0.0)
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    await bridges.flush()
+    history = bridges.history()
+    ids = [f"ask {number}" for number in range(200)]
+    for msg_id in ids:
+        execute(rig, attachment, msg_id)
+    encoded.clear()
+    most = 0
+    flushed = asyncio.ensure_future(history.flush())
+    while not flushed.done():
+        before = len(encoded)
+        await asyncio.sleep(0)
+        most = max(most, len(encoded) - before)
+    assert encoded == ids
+    assert 0 < most <= 25
+    await rig.hub.restarting(asked=True)  # aborts all of them
+    rig = await bridges.crash()
+    assert {each.state for each in rig.hub.executions.find()} == {"aborted"}
 
 
 async def test_the_reply_of_a_request_that_ended_meanwhile_is_built(bridges) -> None:

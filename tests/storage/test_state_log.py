@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,13 @@ from xxhash import xxh3_64_hexdigest
 from kbridge.storage.state_log import StateChanges, StateLog, parse
 
 VALUES = st.none() | st.integers() | st.text(max_size=5) | st.lists(st.booleans(), max_size=2)
+KEYS = st.sampled_from("abcd")
 STEPS = st.lists(
-    st.tuples(st.sampled_from("abcd"), VALUES) | st.sampled_from(["write", "fail"]), max_size=30
+    st.tuples(KEYS, VALUES)
+    | st.sampled_from(["write", "fail"])
+    | st.tuples(st.just("finish"), KEYS, st.integers(0, 2))
+    | st.tuples(st.just("encode"), st.none(), st.none() | st.integers(0, 2)),
+    max_size=30,
 )
 
 
@@ -23,7 +29,7 @@ def written(content: bytes, changes: StateChanges) -> bytes:
 
 
 @given(STEPS, st.dictionaries(st.sampled_from("ae"), st.integers()))
-def test_the_file_has_what_a_dict_has(steps: list[object], found: dict[str, object]) -> None:
+def test_the_file_has_what_a_dict_has(steps: list[Any], found: dict[str, object]) -> None:
     log = StateLog(found)
     expected = dict(found)
     content = b"a torn line that an earlier process left"
@@ -35,6 +41,11 @@ def test_the_file_has_what_a_dict_has(steps: list[object], found: dict[str, obje
             changes = log.take()
             log.failed(changes)
             content += changes.values[: len(changes.values) // 2]
+        elif step[0] == "finish":
+            log.finished.append(step[1])
+            log.encode_finished(step[2])
+        elif step[0] == "encode":
+            log.encode(step[2])
         else:
             key, value = step
             log.set(key, value)
@@ -71,7 +82,7 @@ def test_a_function_is_called_once_for_each_write() -> None:
 
     def value(name: str) -> str:
         calls.append(name)
-        return name
+        return json.dumps(name)
 
     for name in ("first", "second", "third"):
         log.set("a", lambda name=name: value(name))
@@ -156,3 +167,45 @@ def test_of_several_values_between_two_writes_only_the_last_is_written() -> None
     changes = log.take()
     assert changes.values.count(b"\n") == 2
     assert parse(changes.values) == {"a": 2, "b": 1}
+
+
+def test_lines_are_made_in_parts_and_each_once() -> None:
+    log = StateLog(None)
+    calls: list[str] = []
+
+    def value(key: str) -> str:
+        calls.append(key)
+        return json.dumps(key)
+
+    for key in "abcdef":
+        log.set(key, lambda key=key: value(key))
+    log.finished += "dbx"
+    log.encode_finished(1)
+    assert (calls, log.finished) == (["d"], ["b", "x"])
+    log.encode_finished(5)
+    assert (calls, log.finished) == (["d", "b"], [])
+    assert not log.encode(2)
+    assert calls == ["d", "b", "a", "c"]
+    log.finished.append("e")
+    assert log.encode(2)
+    assert log.encode(2)
+    assert not log.finished, "its line is there"
+    changes = log.take()
+    assert calls == ["d", "b", "a", "c", "e", "f"]
+    assert [*parse(changes.values)] == [*"abcdef"], "in the order in which they were set"
+    log.set("b", lambda: value("new"))
+    log.set("a", lambda: value("newer"))
+    log.finished.append("a")
+    log.encode_finished(1)
+    assert [*parse(log.take().values).items()] == [("b", "new"), ("a", "newer")]
+
+
+def test_a_value_that_cannot_be_written_stays() -> None:
+    log = StateLog(None)
+    log.set("a", 1)
+    log.set("b", object())
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            log.take()
+    log.set("b", 2)
+    assert parse(log.take().values) == {"a": 1, "b": 2}

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,34 @@ async def test_what_comes_again_is_written_later(tmp_path: Path, delays: list[fl
     await store.aclose(keep=False)
 
 
+async def test_lines_of_values_that_stay_are_made_when_frames_have_changed(
+    tmp_path: Path,
+) -> None:
+    store = await open_store(tmp_path)
+    history, source = store.history("k"), Source()
+    history.attach(source)
+    await history.flush()
+    made: list[int] = []
+
+    def value(number: int) -> str:
+        made.append(number)
+        return str(number)
+
+    for number in range(60):
+        history.record(f"request/{number}", partial(value, number))
+        history.finish(f"request/{number}")
+    assert not made
+    say(source, 1)
+    history.changed()
+    assert 0 < len(made) <= 30, "a part, so that the loop is free soon"
+    known = len(made)
+    history.changed()
+    assert known < len(made) < 60
+    await history.flush()
+    assert made == [*range(60)]
+    await store.aclose(keep=True)
+
+
 async def test_a_value_is_remembered_until_it_is_written(tmp_path: Path) -> None:
     disk = FailingDisk()
     store = await open_store(tmp_path, disk=disk)
@@ -170,7 +199,7 @@ async def test_a_value_is_remembered_until_it_is_written(tmp_path: Path) -> None
     history.follow(memory)
     await history.flush()
     disk.fail(errno.ENOSPC, "write")
-    assert history.remember("request/1", lambda: [1])
+    assert history.remember("request/1", lambda: "[1]")
     history.record("request/1", [1], late=True)
     await history.flush()
     assert not history.active
