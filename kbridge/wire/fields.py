@@ -22,6 +22,7 @@ import json
 from typing import Any
 
 from kbridge.errors import IgnoredMessage, InvalidMessage, MalformedFrame
+from kbridge.wire.headers import is_usual
 from kbridge.wire.message import Buffer, Channel, Message
 
 __all__ = [
@@ -146,7 +147,8 @@ def checked(msg: Message) -> Message:
     """
     channel, header, parent, metadata, content, buffers = msg
     check_size(header, "header")
-    _check_members(utf8(header, "header"))
+    if not is_usual(header):
+        _check_members(utf8(header, "header"))
     check_size(parent, "parent_header")
     parent = json_or_empty(parent, "parent_header")
     metadata = json_or_empty(metadata, "metadata")

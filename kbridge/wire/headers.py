@@ -1,9 +1,10 @@
-"""Find the message type and the id in the header of a kernel's message, without parsing JSON.
+"""Find the message type and the id in the header of a message, without parsing JSON.
 
-The headers of one kernel have the same members in the same order, and mostly values of the same
-lengths: ids are counted, or random with a fixed length. So their *shape* is the same: the header
-with a 0 in place of every ASCII letter and digit. The places of the message type and of the id are
-learned once for each shape, from a header that is parsed, and looked up by the shape from then on.
+The headers of one kernel or client have the same members in the same order, and mostly values of
+the same lengths: ids are counted, or random with a fixed length. So their *shape* is the same: the
+header with a 0 in place of every ASCII letter and digit. The places of the message type and of the
+id are learned once for each shape, from a header that is parsed, and looked up by the shape from
+then on.
 
 Invariants:
 
@@ -24,7 +25,7 @@ from zlib import crc32
 
 from kbridge.wire.message import message_key, scan
 
-__all__ = ["SHAPE", "type_and_key", "type_place"]
+__all__ = ["SHAPE", "is_usual", "type_and_key", "type_place"]
 
 _WORDS: Final = (string.ascii_letters + string.digits).encode()
 
@@ -96,6 +97,20 @@ def type_and_key(header: bytes) -> tuple[str, int]:
         if name is not None and header.startswith(_ID, id_at):
             return name, crc32(header[id_start:id_end])
     return scan(header, "msg_type"), message_key(header)
+
+
+def is_usual(header: bytes) -> bool:
+    """Return True if a header is known to be valid without parsing it.
+
+    It is a flat object of strings without escapes, in UTF-8. It has one `msg_type`, which is not
+    empty, and one `msg_id`. False if a parser has to find out.
+    """
+    shape = header.translate(SHAPE)
+    known = _layouts.get(shape) or _see(header, shape)
+    if known is None:
+        return False
+    at, start, end, id_at, _, _ = known
+    return start < end and header.startswith(_TYPE, at) and header.startswith(_ID, id_at)
 
 
 def type_place(header: bytes, shape: bytes) -> tuple[int, int, int] | None:

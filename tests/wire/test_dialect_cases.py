@@ -274,7 +274,7 @@ def test_no_large_part_is_parsed(dialect, monkeypatch) -> None:
     monkeypatch.setattr(json.JSONDecoder, "raw_decode", measured)
     large = b'{"a": [' + b"1, " * 100_000 + b"1]}"
     if dialect is V1:
-        data: str | bytes = v1_frame(b"shell", H, b"{}", large, large)
+        data: str | bytes = v1_frame(b"shell", H, b'{"a": 1}', large, large)
     else:
         data = (
             f'{{"header": {H.decode()}, "metadata": {large.decode()}, "content": {large.decode()}}}'

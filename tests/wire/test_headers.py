@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbridge.wire.headers import SHAPE, type_and_key, type_place
+from kbridge.errors import FrameError
+from kbridge.wire.fields import check_header
+from kbridge.wire.headers import SHAPE, is_usual, type_and_key, type_place
 from kbridge.wire.message import message_key, scan
 
 COMPACT, SPACED = (",", ":"), (", ", ": ")
@@ -103,6 +105,23 @@ ALIKE = [
 def test_headers_of_one_shape_do_not_confuse_each_other(first: bytes) -> None:
     for raw in (first, first, first, *ALIKE, first, *reversed(ALIKE)):
         assert type_and_key(raw) == expected(raw)
+        assert not is_usual(raw) or is_valid(raw)
+
+
+def is_valid(raw: bytes) -> bool:
+    try:
+        check_header(raw.decode())
+    except (FrameError, UnicodeDecodeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("order", "separators"), ORDERS)
+def test_a_usual_header_is_known_to_be_valid_after_two_of_its_shape(order, separators) -> None:
+    name = f"is valid {order[0]}{separators}"
+    seen = [is_usual(header(order, separators, username=name)) for _ in range(4)]
+    assert seen == [False, True, True, True]
+    assert not is_usual(header(order, separators, username=name, msg_type=""))
 
 
 TEXT = st.text(st.sampled_from('a1_:"\\{é msgidtype'), max_size=8)
@@ -115,6 +134,7 @@ def test_any_header_gives_what_parsing_gives(members, separators, ascii_only, da
     raw = json.dumps(members, separators=separators, ensure_ascii=ascii_only).encode()
     for _ in range(3):
         assert type_and_key(raw) == expected(raw)
+        assert not is_usual(raw) or is_valid(raw)
     # Another header, of the same shape.
     letters = [i for i, byte in enumerate(raw) if chr(byte).isalnum() and byte < 128]
     if letters:
@@ -122,6 +142,7 @@ def test_any_header_gives_what_parsing_gives(members, separators, ascii_only, da
         alike = raw[:at] + data.draw(st.sampled_from([b"a", b"7", b"s"])) + raw[at + 1 :]
         assert alike.translate(SHAPE) == raw.translate(SHAPE)
         assert type_and_key(alike) == expected(alike)
+        assert not is_usual(alike) or is_valid(alike)
 
 
 def test_long_headers_and_many_shapes_are_read_as_well() -> None:
