@@ -18,7 +18,7 @@
 #include <string.h>
 
 /* Raised with each change of a signature or of a result; kbridge uses only the number it knows. */
-#define API 2
+#define API 3
 
 #define MAX_PARTS 64        /* of a message that `split` reads, or `encode` writes */
 #define LARGE (64 << 10)    /* bytes of a content that is not copied to be verified */
@@ -517,22 +517,23 @@ read_message(PyObject *module, PyObject *const *args, Py_ssize_t count)
 }
 
 PyDoc_STRVAR(read_texts_doc,
-             "read_texts(message_type, channel, batch, start, signer)\n--\n\n"
+             "read_texts(message_type, fallback, channel, batch, start, signer)\n--\n\n"
              "Return the valid stream messages from `start` on, their keys, and the message after.\n\n"
-             "A message that is not valid, or unusual, ends the run; then there is no message\n"
-             "after it. See kbridge.wire.texts.read_texts.");
+             "A message that is not valid, or unusual, ends the run. Then there is no message after\n"
+             "it, and `fallback(batch, start, signer)` reads if it is the first one. See\n"
+             "kbridge.wire.texts.read_texts.");
 
 static PyObject *
 read_texts(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     State *state = PyModule_GetState(module);
-    if (count != 5 || !PyList_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError,
-                        "read_texts takes a type of tuple, a channel, a list, an int, and a Signer");
+    if (count != 6 || !PyList_Check(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "read_texts takes a type of tuple, a callable, a channel, "
+                                         "a list, an int, and a Signer");
         return NULL;
     }
-    PyObject *batch = args[2];
-    Py_ssize_t at = PyLong_AsSsize_t(args[3]);
+    PyObject *batch = args[3];
+    Py_ssize_t at = PyLong_AsSsize_t(args[4]);
     if (at == -1 && PyErr_Occurred()) {
         return NULL;
     }
@@ -541,19 +542,20 @@ read_texts(PyObject *module, PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     Reader reader;
-    if (begin_reader(state, &reader, args[0], args[1], args[4])) {
+    if (begin_reader(state, &reader, args[0], args[2], args[5])) {
         return NULL;
     }
     PyObject *texts = PyList_New(0), *keys = PyList_New(0), *result = NULL;
     PyObject *parent = NULL; /* the parent header of the run; NULL at its begin */
     Found found = {NULL, NULL, NULL};
-    int failed = texts == NULL || keys == NULL;
+    int failed = texts == NULL || keys == NULL, unusual = 0;
     for (; !failed && at < PyList_Size(batch); at++) {
         PyObject *frames = Py_NewRef(PyList_GetItem(batch, at));
         int valid = read_one(state, &reader, frames, &found);
         Py_DECREF(frames);
         failed = valid < 0;
         if (valid <= 0) {
+            unusual = parent == NULL;
             break;
         }
         PyObject *its = PyTuple_GetItem(found.message, 2);
@@ -566,7 +568,9 @@ read_texts(PyObject *module, PyObject *const *args, Py_ssize_t count)
         failed = PyList_Append(texts, found.message) || PyList_Append(keys, found.key);
         drop(&found);
     }
-    if (!failed && found.message == NULL) {
+    if (!failed && unusual) {
+        result = PyObject_CallFunctionObjArgs(args[1], batch, args[4], args[5], NULL);
+    } else if (!failed && found.message == NULL) {
         result = PyTuple_Pack(3, texts, keys, Py_None);
     } else if (!failed) {
         PyObject *after = PyTuple_Pack(3, found.message, found.name, found.key);

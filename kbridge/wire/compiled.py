@@ -12,7 +12,7 @@ from typing import Any, Final
 
 __all__ = ["load", "module", "used"]
 
-_API: Final = 2  # of the versions of kbridge-speedups that fit
+_API: Final = 3  # of the versions of kbridge-speedups that fit
 
 
 def load(*, pure: bool) -> tuple[Any, str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from kbridge.errors import KernelMessageError
 from kbridge.wire import compiled, texts, v1
 from kbridge.wire.message import Buffer, Channel, Message, RawMessage, scan_in_python
 from kbridge.wire.signing import Signer
@@ -89,28 +88,10 @@ def choose(*, pure: bool) -> tuple[Functions, str]:
 
 def _compiled(module: Any) -> Functions:
     """Return functions that handle all messages, the usual ones with those of the module."""
-    read_usual, iopub = module.read_texts, Channel.IOPUB
-
-    def read_texts(batch: list[RawMessage], start: int, signer: Signer) -> texts.Run:
-        found: texts.Run = read_usual(Message, iopub, batch, start, signer)
-        run, keys, after = found
-        at = start + len(run)
-        if after is not None or at >= len(batch):
-            return found
-        if not run:
-            return texts.read_texts(batch, start, signer)
-        try:
-            more, more_keys, after = texts.read_texts([batch[at]], 0, signer)
-        except KernelMessageError:
-            return found
-        if more and more[0].parent_header != run[0].parent_header:
-            return run, keys, (more[0], "stream", more_keys[0])
-        return run + more, keys + more_keys, after
-
     # A partial object has no frame of Python.
     return Functions(
         partial(module.read_message, Message, texts.read_message),
-        read_texts,
+        partial(module.read_texts, Message, texts.read_texts, Channel.IOPUB),
         partial(module.decode, Message, v1.CHANNELS, v1.decode),
         partial(module.encode_frame, v1.NAMES, v1.encode_frame),
         partial(module.encode_texts, v1.NAMES, v1.encode_frame),

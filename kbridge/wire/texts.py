@@ -47,12 +47,12 @@ def read_texts(batch: list[RawMessage], start: int, signer: Signer) -> Run:
     Returns
     -------
     texts : list of Message
-        The stream messages of the run, perhaps none.
+        The stream messages of the run, perhaps none; then there is a message after it.
     keys : list of int
         The `message_key` of each.
     after : (Message, str, int) or None
-        The message after the run, its type and its key. None at the end of the batch, or if that
-        message is not valid.
+        The message after the run, its type and its key. None at the end of the batch, and if that
+        message is left for the next call: it is not valid, or unusual.
 
     Raises
     ------

@@ -184,7 +184,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "encode_frame": (v1.NAMES, v1.encode_frame, TEXTS[0]),
     "encode_texts": (v1.NAMES, v1.encode_frame, TEXTS),
     "read_message": (Message, texts.read_message, Channel.SHELL, BATCH[0], SIGNER),
-    "read_texts": (Message, Channel.IOPUB, BATCH, 0, SIGNER),
+    "read_texts": (Message, texts.read_texts, Channel.IOPUB, BATCH, 0, SIGNER),
     "scan": (scan_in_python, TEXTS[0].header, "msg_id"),
     "split": (DATA, 0, *LIMITS, []),
 }
@@ -251,7 +251,7 @@ def test_usual_messages_are_handled_in_c(compiled: ModuleType) -> None:
         assert compiled.decode(Message, v1.CHANNELS, fail, payload) == msg
     assert compiled.encode(fail, BATCH[0]) == encode(BATCH[0])
     assert compiled.scan(fail, TEXTS[0].header, "msg_id") == TEXTS[0].msg_id
-    assert compiled.read_texts(Message, Channel.IOPUB, BATCH, 0, SIGNER)[0] == TEXTS
+    assert compiled.read_texts(Message, fail, Channel.IOPUB, BATCH, 0, SIGNER)[0] == TEXTS
 
 
 REQUEST = {
@@ -297,10 +297,10 @@ def signer_of(inner: object, outer: object) -> SimpleNamespace:
 
 
 def read(compiled: ModuleType, batch: list[RawMessage], inner: object, outer: object) -> Any:
-    return compiled.read_texts(Message, Channel.IOPUB, batch, 0, signer_of(inner, outer))
+    return compiled.read_texts(Message, ignore, Channel.IOPUB, batch, 0, signer_of(inner, outer))
 
 
-NOTHING: Any = ([], [], None)
+NOTHING = None  # the result of `ignore`
 
 
 @pytest.mark.parametrize("method", ["copy", "update", "digest", "hexdigest"])
@@ -329,7 +329,7 @@ def test_a_signer_without_hashes_is_an_error(compiled: ModuleType, place: str) -
     signer = signer_of(SIGNER.inner, SIGNER.outer)
     delattr(signer, place)
     with pytest.raises(AttributeError, match=place):
-        compiled.read_texts(Message, Channel.IOPUB, BATCH, 0, signer)
+        compiled.read_texts(Message, ignore, Channel.IOPUB, BATCH, 0, signer)
     with pytest.raises(AttributeError, match=place):
         compiled.read_message(Message, fail, Channel.SHELL, BATCH[0], signer)
 
@@ -346,6 +346,7 @@ def test_an_error_of_the_function_in_python_is_raised(compiled: ModuleType) -> N
         "encode_frame": (v1.NAMES, broken, with_buffer),
         "encode_texts": (v1.NAMES, broken, [TEXTS[0], with_buffer]),
         "read_message": (Message, broken, Channel.SHELL, unusual, SIGNER),
+        "read_texts": (Message, broken, Channel.IOPUB, [unusual, BATCH[0]], 0, SIGNER),
         "scan": (broken, b"{}", "msg_id"),
     }.items():
         with pytest.raises(ZeroDivisionError):
@@ -387,12 +388,12 @@ def use(compiled: ModuleType) -> None:
     status = message("iopub", parent=HEADER, msg_type="status", msg_id="s")
     new = message("iopub", parent=HEADER, msg_type="new_ž", msg_id="s")
     batch = [*BATCH[:3], serialize(status, SIGNER), *BATCH]
-    compiled.read_texts(Message, Channel.IOPUB, batch, 0, SIGNER)
-    compiled.read_texts(Message, Channel.IOPUB, batch, 3, SIGNER)
-    compiled.read_texts(Message, Channel.IOPUB, BATCH, 0, unsigned)
+    compiled.read_texts(Message, ignore, Channel.IOPUB, batch, 0, SIGNER)
+    compiled.read_texts(Message, ignore, Channel.IOPUB, batch, 3, SIGNER)
+    compiled.read_texts(Message, ignore, Channel.IOPUB, BATCH, 0, unsigned)
     unusual: list[Any] = [BATCH[0][1:-1], [], None]
-    compiled.read_texts(Message, Channel.IOPUB, [*BATCH, *unusual], 0, SIGNER)
-    compiled.read_texts(Message, Channel.IOPUB, [], 0, SIGNER)
+    compiled.read_texts(Message, ignore, Channel.IOPUB, [*BATCH, *unusual], 0, SIGNER)
+    compiled.read_texts(Message, ignore, Channel.IOPUB, [], 0, SIGNER)
     wide = [b"t", *BATCH[0][1:3], b'{"msg_id": "\xff", "msg_type": "stream"}', *BATCH[0][4:]]
     for frames in (*unusual, wide, serialize(new, SIGNER), serialize(new, Signer(b"other"))):
         compiled.read_message(Message, ignore, Channel.SHELL, frames, SIGNER)
@@ -414,9 +415,9 @@ def use(compiled: ModuleType) -> None:
             with suppress(ZeroDivisionError):
                 compiled.read_message(Message, ignore, Channel.SHELL, BATCH[0], signer_of(*hashes))
     for name, wrong in (
-        ("read_texts", (Message, Channel.IOPUB, BATCH, -1, SIGNER)),
-        ("read_texts", (Message, Channel.IOPUB, BATCH, 0, None)),
-        ("read_texts", (list, Channel.IOPUB, BATCH, 0, SIGNER)),
+        ("read_texts", (Message, ignore, Channel.IOPUB, BATCH, -1, SIGNER)),
+        ("read_texts", (Message, ignore, Channel.IOPUB, BATCH, 0, None)),
+        ("read_texts", (list, ignore, Channel.IOPUB, BATCH, 0, SIGNER)),
         ("read_message", (Message, ignore, Channel.SHELL, BATCH[0], SimpleNamespace(inner=None))),
         ("encode_frame", (v1.NAMES, ignore, Message([], *shell[1:]))),
         ("encode_texts", (v1.NAMES, v1.encode_frame, [shell, None])),
