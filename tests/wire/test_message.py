@@ -173,7 +173,8 @@ def test_the_keys_of_an_id_include_that_of_each_message_with_the_id(
         fields = dict(reversed(fields.items()))
     header = json.dumps(fields, ensure_ascii=ascii_only, separators=separators).encode()
     assert message_key(header) in id_keys(msg_id)
-    if '"' not in msg_id + other and msg_id != other:
+    # Where JSON writers escape, the text of one id may be the escaped text of another one.
+    if not {'"', "\\"} & {*msg_id, *other} and msg_id != other:
         assert not id_keys(msg_id) & id_keys(other)
 
 
