@@ -129,10 +129,13 @@ class Recorder:
         The fields from which a lost reply is built go when its end is on disk. In the log, they
         stay until the next bridge reads it, unless they are large; `settled` tells that bridge so.
         """
-        self._write(execution)
-        if execution.header and execution.over:
-            self._settle()
-            self._ended[execution.msg_id] = execution.end, execution
+        if execution.msg_id not in self._unwritten:  # a cell changes several times between writes
+            self._write(execution)
+        if execution.over:
+            self._history.finish(f"execution/{execution.msg_id}")
+            if execution.header:
+                self._settle()
+                self._ended[execution.msg_id] = execution.end, execution
 
     def _settle(self) -> None:
         """Drop these fields of the executions whose end is on disk now."""
@@ -149,7 +152,7 @@ class Recorder:
             del self._ended[execution.msg_id]
             large = execution.error is not None
             execution.settle()
-            if large:
+            if large and execution.msg_id not in self._unwritten:
                 self._write(execution)
 
     def forget_execution(self, msg_id: str) -> None:
@@ -159,17 +162,13 @@ class Recorder:
         self._history.record(f"execution/{msg_id}", None, late=True)
 
     def _write(self, execution: Execution) -> None:
-        msg_id = execution.msg_id
-        key, history = f"execution/{msg_id}", self._history
-        if msg_id not in self._unwritten:  # a cell changes several times between two writes
-            self._unwritten.add(msg_id)
-            # The messages of a request that has begun, or has a reply, say what has become of it.
-            late = execution.begun or execution.replied is not None
-            if execution.state == WAITING and not late:
-                late = history.remember(key, execution.to_json)
-            history.record(key, partial(self._to_json, execution), late=late)
-        if execution.over:
-            history.finish(key)
+        self._unwritten.add(execution.msg_id)
+        key, history = f"execution/{execution.msg_id}", self._history
+        # The messages of a request that has begun, or has a reply, say what has become of it.
+        late = execution.begun or execution.replied is not None
+        if execution.state == WAITING and not late:
+            late = history.remember(key, execution.to_json)
+        history.record(key, partial(self._to_json, execution), late=late)
 
     def _to_json(self, execution: Execution) -> str:
         """Return the state of an execution, which is being written."""

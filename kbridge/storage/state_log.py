@@ -217,12 +217,10 @@ def parse(data: bytes) -> dict[str, object]:
 def line_of(key: str, value: Value) -> bytes:
     """Return the line that sets a key; `parse` reads it."""
     text = value() if callable(value) else _to_json(value)
-    return _checked(f'{{"k":{encode_basestring_ascii(key)},"v":{text}}}'.encode())
+    entry = f'{{"k":{encode_basestring_ascii(key)},"v":{text}}}'.encode()
+    return b"%b %b\n" % (xxh3_64_hexdigest(entry).encode(), entry)
 
 
 def _removal(key: str) -> bytes:
-    return _checked(f'{{"k":{encode_basestring_ascii(key)}}}'.encode())
-
-
-def _checked(entry: bytes) -> bytes:
+    entry = f'{{"k":{encode_basestring_ascii(key)}}}'.encode()
     return b"%b %b\n" % (xxh3_64_hexdigest(entry).encode(), entry)

@@ -321,13 +321,14 @@ class Broadcaster:
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""
         journal = self.journal
-        if journal.next_seq != self._written_to:
+        grown = journal.next_seq != self._written_to
+        if grown:
             self._written_to = journal.next_seq
             self.delivery.flush()
             self._counter.count(self._written_to)
-            if self._history is not None:
-                self._history.changed()
         self.tracker.settle()
+        if grown and self._history is not None:  # makes lines for executions that have ended
+            self._history.changed()
         if journal.nbytes > self._burst.look_above:
             self._burst.look()
         if self.recorder is not None and not self._context.settings.acknowledge:
