@@ -9,7 +9,8 @@
  * - no cryptography: hashes and comparisons of digests are calls to hashlib and hmac;
  * - no state beside constants of the module, and no I/O;
  * - objects are used through strong references, because a call may run any code of a finalizer;
- * - the stable ABI of Python 3.11: one wheel serves all later versions.
+ * - the stable ABI of Python 3.11: one wheel serves 3.11 to 3.13. Later versions keep the hash of a
+ *   tuple in it, which `PyType_GenericAlloc` does not set.
  */
 
 #define PY_SSIZE_T_CLEAN

@@ -157,8 +157,10 @@ def _learn(header: bytes, shape: bytes) -> _Layout | None:
         return None
     if not isinstance(members, dict) or not all(isinstance(v, str) for v in members.values()):
         return None
-    # All keys are written without a space before the colon, none twice, and no value begins with a
-    # colon. So a quote and a colon stand at the end of a key, and nowhere else.
+    if any(text[:1] == ":" for member in members.items() for text in member):
+        return None
+    # So a quote and a colon stand at the end of a key, and nowhere else: all keys are written
+    # without a space before the colon, and none twice.
     if shape.count(b'":') != len(members) or shape.count(b'"') != 4 * len(members):
         return None
     if shape.count(_TYPE_SHAPE) != 1 or shape.count(_ID_SHAPE) != 1:

@@ -116,6 +116,22 @@ def is_valid(raw: bytes) -> bool:
     return True
 
 
+# A colon at the beginning of a string looks like the end of a key, and may hide that another key
+# has a space before its colon.
+@pytest.mark.parametrize("last", ['"q":":c"', '":q":"c"'])
+@pytest.mark.parametrize(("twice", "other"), [("msg_type", "xyz_tuvw"), ("msg_id", "xyz_tu")])
+def test_a_field_that_is_there_twice_is_not_usual(twice: str, other: str, last: str) -> None:
+    text = '{"msg_type":"status","msg_id":"a1","%s" : "error",' + last + "}"
+    raw, harmless = (text % twice).encode(), (text % other).encode()
+    assert harmless.translate(SHAPE) == raw.translate(SHAPE)
+    for _ in range(2):
+        assert type_and_key(harmless) == expected(harmless)
+    assert not is_usual(raw)
+    assert type_and_key(raw) == expected(raw)
+    with pytest.raises(FrameError):
+        check_header(raw.decode())
+
+
 @pytest.mark.parametrize(("order", "separators"), ORDERS)
 def test_a_usual_header_is_known_to_be_valid_after_two_of_its_shape(order, separators) -> None:
     name = f"is valid {order[0]}{separators}"
