@@ -48,12 +48,16 @@ def count_of(content: bytes, msg_type: str) -> int | None:
 def error_of(content: bytes) -> dict[str, Any]:
     """Return `ename`, `evalue` and `traceback` in the content of an `error`, as far as they exist.
 
-    The traceback of a large error is left out, and other strings of more than 4 KiB.
+    These are left out: values of other types than the protocol has, the traceback of a large error,
+    and other strings of more than 4 KiB in it.
     """
-    names = ("ename", "evalue", "traceback")
     if len(content) <= _PARSED:
         whole = _members(content)
-        return {name: whole[name] for name in names if name in whole}
+        found = {name: whole[name] for name in ("ename", "evalue") if _is_text(whole.get(name))}
+        lines = whole.get("traceback")
+        if isinstance(lines, list) and all(map(_is_text, lines)):
+            found["traceback"] = lines
+        return found
     return {
         "ename": _string(content, b'"ename":'),
         "evalue": _string(content, b'"evalue":'),
@@ -115,6 +119,10 @@ def lines_in(contents: Sequence[bytes]) -> int:
         return b"".join(contents).count(b"\\n")
     heads = b"".join([content[:_COUNTED] for content in contents])
     return heads.count(b"\\n") * nbytes // len(heads)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _string(content: bytes, key: bytes) -> str:

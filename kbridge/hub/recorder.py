@@ -124,7 +124,9 @@ class Recorder:
     # -- requests ---------------------------------------------------------------------------
 
     def execution(self, execution: Execution) -> None:
-        """Write the state of a request to execute code, as it is when the log is written next.
+        """Write the state of a request to execute code, as it is when its line is made.
+
+        That is at the end of the wake-up in which the request ends, or when the log is written.
 
         The fields from which a lost reply is built go when its end is on disk. In the log, they
         stay until the next bridge reads it, unless they are large; `settled` tells that bridge so.

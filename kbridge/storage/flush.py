@@ -285,7 +285,10 @@ class FlushQueue:
                 return []
             task = client.next_task()
         except Exception as error:  # noqa: BLE001 - the client reports it
-            client.failed(error)
+            try:
+                client.failed(error)
+            except Exception as other:  # noqa: BLE001 - the other clients go on
+                _report("A journal on disk failed, and so did its report", other)
             return []
         return [] if task is None else [task]
 
@@ -301,13 +304,14 @@ class FlushQueue:
             try:
                 job.tasks[at].done(errors[at] if at < len(errors) else failure)
             except Exception as error:  # noqa: BLE001 - the other kernels go on
-                text = "The result of a write to a journal on disk could not be taken"
-                loop.call_exception_handler({"message": text, "exception": error})
+                _report("The result of a write to a journal on disk could not be taken", error)
             if job.taken < len(job.tasks) and loop.time() >= end:
                 loop.call_soon(self._done, job, failure)
                 return
-        self._overseer.on_job_done()
-        self._end()
+        try:
+            self._overseer.on_job_done()
+        finally:  # otherwise nothing would ever be written again
+            self._end()
 
     def _end(self) -> None:
         """End the job under way, and plan the next one."""
@@ -327,6 +331,11 @@ class FlushQueue:
             if not future.done():
                 future.set_result(None)
         self._waiters.clear()
+
+
+def _report(message: str, error: Exception) -> None:
+    context = {"message": message, "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)
 
 
 def _ignore(error: BaseException | None) -> None:

@@ -90,6 +90,7 @@ class History(Client):
         self._states = StateLog(found.records if found else None)
         self._batch_size = min(_WRITE_SIZE, segment_size(context.limit))
         self._source: FrameSource | None = None
+        self._settle: Callable[[], None] | None = None
         self._checkpoints: Checkpoints | None = None
         self._noted: int | None = None  # the end of the journal at the last note
         self._counted = 0
@@ -170,9 +171,18 @@ class History(Client):
 
     # -- writing ----------------------------------------------------------------------------
 
-    def attach(self, source: FrameSource) -> None:
-        """Write the frames of `source` from now on."""
+    def attach(self, source: FrameSource, settle: Callable[[], None] | None = None) -> None:
+        """Write the frames of `source` from now on.
+
+        Parameters
+        ----------
+        source : FrameSource
+        settle : callable, optional
+            Called before frames are taken: it records what they say, so that the log is not behind
+            the frames on disk.
+        """
         self._source = source
+        self._settle = settle
         source.on_durable(self.active)
         self._ask()
 
@@ -194,8 +204,11 @@ class History(Client):
 
         They are written within `FLUSH_DELAY`, or within `LATE_DELAY` if they come again.
         """
-        if self._states.finished:
-            self._states.encode_finished(_LINES)
+        if self._states.finished and not self._idles:
+            try:
+                self._states.encode_finished(_LINES)
+            except Exception as error:  # noqa: BLE001 - the caller has other work to do
+                self.failed(error)
         if self._queued:
             if self._unwritten >= _HURRY_SIZE:
                 self._context.queue.hurry()
@@ -267,6 +280,8 @@ class History(Client):
         self._idle = True
         if self._idles:
             return None
+        if self._settle is not None:
+            self._settle()
         segments = self._segments
         batch = self._source.unwritten(self._batch_size) if self._source is not None else None
         compaction = segments.shrink()

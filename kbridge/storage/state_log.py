@@ -113,8 +113,8 @@ class StateLog:
     def set(self, key: str, value: Value | None, end: int = 0) -> None:
         """Set the value of a key; None removes the key when the frames before `end` are on disk.
 
-        The caller must not change the value afterwards. A function is called when the value is
-        written: a value that changes often is computed once per write.
+        The caller must not change the value afterwards. A function is called when the line is
+        made: a value that changes often is computed once per write, or twice if it has finished.
         """
         if value is None:
             # A value that is not written yet is written first: its removal may wait longer.
@@ -133,10 +133,11 @@ class StateLog:
 
     def encode_finished(self, most: int) -> None:
         """Make the lines of at most so many of the values in `finished`."""
-        for key in self.finished[:most]:
+        keys = self.finished[:most]
+        del self.finished[:most]  # first: a value that cannot be encoded is not tried again here
+        for key in keys:
             if key in self._new:
                 self._encode(key)
-        del self.finished[:most]
 
     def encode(self, most: int | None = None) -> bool:
         """Make at most so many of the lines that are missing; return True if none is left."""

@@ -35,6 +35,18 @@ def test_no_text_of_an_error_makes_the_log_grow(compact: bool) -> None:
     assert error_of(content) == {"ename": "", "evalue": "\u00e9\n" * 100, "traceback": []}
 
 
+def test_parts_of_an_error_that_have_other_types_are_left_out() -> None:
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    for wrong in (deep, [deep], "text", {"a": 1}, None):
+        content = as_json({"ename": "E", "evalue": "v", "traceback": wrong})
+        assert error_of(content) == {"ename": "E", "evalue": "v"}
+    assert error_of(as_json({"ename": 1, "evalue": ["v"], "traceback": ["t", 1]})) == {}
+    whole = {"ename": "E", "evalue": "v", "traceback": ["t", "u"]}
+    assert error_of(as_json(whole)) == whole
+
+
 def test_the_count_of_a_large_content_is_found_without_parsing_it() -> None:
     code = 'x = {"execution_count": 3}\n' * 10_000
     for content in (

@@ -1,5 +1,6 @@
 """A hub on links in memory, with a clock that stands still until a test moves it."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -158,9 +159,15 @@ class Rig:
         (hub or self.hub)._kernel.recover()
 
     @property
+    def ping_delay(self) -> float | None:
+        """The seconds until the ping that waits for its delay to pass; None without one."""
+        timer = self.hub._broadcaster.delivery._ping_timer
+        return None if timer is None else timer.when() - asyncio.get_running_loop().time()
+
+    @property
     def pings_later(self) -> bool:
         """True if a ping waits for its delay to pass."""
-        return self.hub._broadcaster.delivery._ping_timer is not None
+        return self.ping_delay is not None
 
     def fire_ping_timer(self) -> None:
         """Send the pings that wait for their delay to pass."""

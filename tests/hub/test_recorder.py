@@ -385,6 +385,51 @@ async def test_the_lines_of_requests_that_ended_are_ready_when_they_are_written(
     assert [each["ended_seq"] - each["first"] for each in output] == [4, 4, 4]
 
 
+async def test_the_log_is_not_behind_the_frames_after_an_error(bridges, monkeypatch) -> None:
+    """The next bridge would build a reply that is on disk."""
+    rig = await bridges.next()
+    client, attachment = rig.attach("mine")
+    asked = execute(rig, attachment)
+    say(rig, asked, "busy", "input", "idle")
+    await bridges.flush()
+
+    def fail(data: bytes) -> bool:
+        raise RuntimeError(len(data))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "write", fail)
+        with pytest.raises(RuntimeError):
+            say(rig, asked, "reply")
+    rig = await bridges.crash()
+    again, _ = rig.attach("mine")
+    calm(rig)
+    await until(lambda: replies(again), "the reply comes from disk")
+    assert len(replies(again)) == 1
+
+
+async def test_an_execution_that_cannot_be_encoded_stops_the_log_only(bridges, monkeypatch) -> None:
+    rig = await bridges.next()
+    client, attachment = rig.attach("mine")
+    asked = execute(rig, attachment)
+    await bridges.flush()
+    history = bridges.history()
+
+    def fail(execution: Execution) -> str:
+        raise RuntimeError(execution.msg_id)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Execution, "to_json", fail)
+        say(rig, asked, "busy", "input", "reply", "idle")
+        assert not history.active
+        rig.say(rig.stream("on"))
+    assert texts(client) == ["on"]
+    history.retry()
+    await until(lambda: history.active, "it is written again")
+    await bridges.flush()
+    known = parse((bridges.files() / "state.log").read_bytes())
+    assert known["execution/ask"]["state"] == "done"
+
+
 async def test_many_requests_that_change_at_once_are_encoded_in_parts(
     bridges, encoded, monkeypatch
 ) -> None:

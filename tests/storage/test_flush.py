@@ -136,6 +136,33 @@ async def test_an_error_of_one_client_harms_no_other(queue, turn) -> None:
     assert [len(writer.errors) for writer in writers] == [0, 1, 0]
 
 
+async def test_an_error_of_a_report_or_of_the_overseer_stops_nothing(monkeypatch) -> None:
+    reported: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
+    overseer = Nobody()
+    queue = FlushQueue(Disk(), overseer)
+    first, second, third = (Writer(name, []) for name in "abc")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    first.breaks = True
+    monkeypatch.setattr(first, "failed", fail)
+    queue.add(first)
+    queue.add(second)
+    await until(lambda: second.run == 1)
+    await until(lambda: not queue.has_work)
+    assert reported == ["A journal on disk failed, and so did its report"]
+    monkeypatch.setattr(overseer, "on_job_done", fail)
+    queue.add(second)
+    await until(lambda: len(reported) == 2)
+    monkeypatch.undo()
+    queue.add(third)
+    await until(lambda: third.run == 1)
+    queue.close()
+
+
 async def test_clients_that_are_added_while_others_are_asked(queue, monkeypatch) -> None:
     monkeypatch.setattr(flush, "TURN", 0.0)
     notes: list[str] = []

@@ -90,7 +90,7 @@ class Broadcaster:
                 self.journal.attach_disk(history)
             else:
                 self.journal.attach_disk(history, before.next_seq, before.appended)
-            history.attach(self.journal)
+            history.attach(self.journal, self._settle)
             self._loader = Loader(self.journal, history)
         pace = policy_chain.pace(settings)
         self._pace = pace
@@ -325,8 +325,7 @@ class Broadcaster:
         if grown:
             self._written_to = journal.next_seq
             self.delivery.flush()
-            self._counter.count(self._written_to)
-        self.tracker.settle()
+        self._settle()
         if grown and self._history is not None:  # makes lines for executions that have ended
             self._history.changed()
         if journal.nbytes > self._burst.look_above:
@@ -336,6 +335,11 @@ class Broadcaster:
                 self.recorder.moved(cursor.session)
         for observer in self._observers:
             observer.on_kernel_activity()
+
+    def _settle(self) -> None:
+        """Count the messages in the journal, and note what they say about requests."""
+        self._counter.count(self.journal.next_seq)
+        self.tracker.settle()
 
     def on_replaced(self, waiting: frozenset[str]) -> None:
         """Announce a start that was not reported; written with the messages of this wake-up."""

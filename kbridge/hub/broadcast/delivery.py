@@ -29,7 +29,8 @@ PING_DELAY: Final = 0.25
 
 PING_INTERVAL: Final = 0.02
 """Seconds between two pings to a websocket that receives little: over a network, a pong takes as
-long. Each pong costs a wake-up of the event loop."""
+long. Each pong costs a wake-up of the event loop. The frames after a ping are asked about when this
+time has passed."""
 
 _LITTLE: Final = 64 << 10
 """Bytes without an acknowledgement at which a ping is sent earlier."""
@@ -119,12 +120,13 @@ class Delivery:
         self._pinged = (b"", b"", b"")
         self._pace_timer: asyncio.TimerHandle | None = None
         self._ping_timer: asyncio.TimerHandle | None = None
+        self._pings_at = 0.0  # when that timer ends
         self._chunk_timer: asyncio.TimerHandle | None = None
         self._ack_timers: dict[Cursor, asyncio.TimerHandle] = {}
         self._stopped = False
         self.round_trips = RoundTrips()
         self.writes = self.written_bytes = self.limited = 0
-        self._now = 0.0  # the time of the last flush
+        self._now = 0.0  # the time of the last flush, pong or timer
         self._ask_at = 0  # the number after the frame that a ping must follow
 
     def flush(self) -> None:
@@ -193,8 +195,9 @@ class Delivery:
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take a pong, which may be an acknowledgement."""
         trips = self.round_trips
+        self._now = self._clock.monotonic()
         if trips.measured == cursor.number:
-            trips.answered(payload, self._clock.monotonic())
+            trips.answered(payload, self._now)
         if not cursor.on_pong(payload):
             return
         if self._cancel_ack_timer(cursor):
@@ -203,10 +206,11 @@ class Delivery:
         else:
             self.trim()
         if _is_ping_due(cursor):
-            self._ping_later()
+            self._ping_within(PING_DELAY)
 
     def on_writable(self, cursor: Cursor) -> None:
         """Continue with a websocket whose last write has completed."""
+        self._now = self._clock.monotonic()
         cursor.written()
         self._go_on_soon(cursor)
         self._rest()
@@ -310,7 +314,7 @@ class Delivery:
             cursor.write(data, end)
         elif not asked and self._is_early(cursor, end):
             cursor.write(data, end)
-            self._ping_later()
+            self._ping_within(cursor.ping_at - self._now)
         elif len(data) <= _JOINED:
             payload = self._payload(end)
             self._note_ping(cursor, payload)
@@ -341,10 +345,15 @@ class Delivery:
         if self._now >= self.round_trips.due:
             self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
 
-    def _ping_later(self) -> None:
-        """Ask about the last frames, if nothing more is written."""
-        if self._ping_timer is None and not self._stopped:
-            self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
+    def _ping_within(self, delay: float) -> None:
+        """Ask about the last frames in so many seconds, if nothing more is written."""
+        due = self._now + delay
+        if self._stopped or (self._ping_timer is not None and self._pings_at <= due):
+            return
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+        self._pings_at = due
+        self._ping_timer = self._loop.call_later(delay, self._on_ping_delay)
 
     def _payload(self, place: Place) -> bytes:
         """Return the payload of a ping that asks about the frames before a place."""
@@ -396,6 +405,7 @@ class Delivery:
         """Continue with the websocket that has waited longest; return True if others wait."""
         if self._waiting and not self._stopped:
             cursor, _ = self._waiting.popitem(last=False)
+            self._now = self._clock.monotonic()
             try:
                 self._pump(cursor)
                 self._ping(cursor)
@@ -457,6 +467,7 @@ class Delivery:
 
     def _on_ping_delay(self) -> None:
         self._ping_timer = None
+        self._now = self._clock.monotonic()
         pinged = 0
         for cursor in self._sessions.cursors:
             if _is_ping_due(cursor):

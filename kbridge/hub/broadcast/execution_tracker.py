@@ -7,7 +7,7 @@ were written, by `settle`, or as soon as somebody asks for the executions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Final
 
 from kbridge.errors import Conflict, NotFound
 from kbridge.flow.execution import Execution
@@ -20,6 +20,10 @@ from kbridge.hub.recorder import Recorder
 from kbridge.wire.message import Message
 
 __all__ = ["ExecutionTracker"]
+
+# A wake-up may bring any number of messages; those that are not noted yet are held in memory.
+_LARGE: Final = 64 << 10  # bytes; the content of a message that is noted at once
+_MANY: Final = 100  # messages that are noted together
 
 
 class ExecutionTracker:
@@ -101,7 +105,11 @@ class ExecutionTracker:
             The sequence number after it.
         """
         self._heard.append((msg, msg_type, end))
-        if self._executions.following:  # the request may be new: its output must be counted
+        if (
+            self._executions.following  # the request may be new: its output must be counted
+            or len(msg.content) > _LARGE
+            or len(self._heard) >= _MANY
+        ):
             self.settle()
 
     def settle(self) -> None:

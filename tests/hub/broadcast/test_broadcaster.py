@@ -95,7 +95,8 @@ async def test_a_websocket_that_receives_little_is_pinged_from_time_to_time(rig)
     for _ in range(10):
         rig.say(rig.stream("line"))
     assert behind(rig, attachment) == 9, "the first write had a ping"
-    assert rig.pings_later, "the last frames will be asked about in any case"
+    assert rig.ping_delay is not None, "the last frames will be asked about in any case"
+    assert rig.ping_delay <= delivery.PING_INTERVAL
     rig.clock.now += delivery.PING_INTERVAL
     rig.say(rig.stream("line"))
     assert behind(rig, attachment) == 0
@@ -106,6 +107,34 @@ async def test_a_websocket_that_receives_little_is_pinged_from_time_to_time(rig)
     assert not rig.pings_later
     rig.say(rig.stream("again"))
     assert rig.pings_later
+
+
+@pytest.mark.rare_pings
+async def test_a_ping_of_the_timer_counts_for_the_interval(rig) -> None:
+    _, attachment = rig.attach("s")
+    rig.say(rig.stream("one"))
+    rig.say(rig.stream("two"))
+    rig.clock.now += delivery.PING_INTERVAL
+    rig.fire_ping_timer()
+    assert behind(rig, attachment) == 0
+    rig.clock.now += delivery.PING_INTERVAL / 2
+    rig.say(rig.stream("three"))
+    assert behind(rig, attachment) == 1
+    assert rig.ping_delay is not None
+    assert rig.ping_delay <= delivery.PING_INTERVAL / 2
+
+
+@pytest.mark.rare_pings
+async def test_a_ping_that_is_due_soon_does_not_wait_for_a_later_one(rig) -> None:
+    slow, _ = rig.attach("slow", silent=True)
+    rig.attach("s")
+    rig.say(rig.stream("one"))
+    rig.say(rig.stream("two"))
+    rig.fire_ping_timer()
+    rig.say(rig.stream("three"))
+    slow.hear(slow.pings.pop())
+    assert rig.ping_delay is not None
+    assert rig.ping_delay <= delivery.PING_INTERVAL
 
 
 @pytest.mark.rare_pings

@@ -10,6 +10,7 @@ from kbridge.flow import executions as flow_executions
 from kbridge.flow.activity import state_of
 from kbridge.hub.settings import HubSettings
 from kbridge.wire.message import Channel, Message
+from kbridge.wire.zmq import serialize
 from tests.hub.rig import INFO, Rig, received
 
 SAYS: dict[str, tuple[Channel, str, dict[str, Any]]] = {
@@ -249,6 +250,23 @@ async def test_frames_are_written_before_executions_are_noted(
     execution = rig.hub.executions.get("ask")
     assert execution is not None
     assert execution.started == before + 1
+
+
+@pytest.mark.parametrize(("size", "count"), [(100_000, 1), (0, 100)])
+async def test_few_messages_are_held_until_the_end_of_a_wake_up(
+    rig: Rig, size: int, count: int
+) -> None:
+    _, cursor = rig.attach("a-page")
+    asked = execute(rig, cursor)
+    content = {"ename": "E", "evalue": "v" * size, "traceback": []}
+    error = rig.message(Channel.IOPUB, "error", content, asked.header)
+    before = rig.clock.wall()
+    frames = [serialize(error, rig.signer)] * count
+    rig.link_events.on_messages(Channel.IOPUB, frames)  # the wake-up does not end here
+    rig.clock.now += 1
+    execution = rig.hub.executions.get("ask")
+    assert execution is not None
+    assert execution.started == before
 
 
 async def test_who_asks_for_executions_in_between_gets_their_present_state(
