@@ -45,7 +45,6 @@ from kbridge.link.holder.notes import NOTES_MEMORY, Notes
 __all__ = ["SharedBuffer", "SharedMemory", "memory_size"]
 
 _KEPT: Final = 1024 * 1024  # memory that an empty buffer keeps
-_BEHIND: Final = 16 * 1024  # bytes to receive behind a long frame; they are copied once more
 _CALM: Final = 32  # reads into an empty buffer that used no more, after which a burst is over
 
 
@@ -190,26 +189,14 @@ class SharedBuffer:
         self._words[RECEIVED] = self.position
         return data
 
-    def receive_long(self, sock: socket.socket, pending: memoryview) -> tuple[int, bytes]:
-        """Receive a part of a long frame into `pending`, and perhaps the next frames; as `receive`.
-
-        Returns
-        -------
-        int
-            The number of bytes in `pending`.
-        bytes
-            A few bytes behind it. The head of the next long frame among them saves a read.
-        """
-        size = len(pending)
-        view = self._room(min(size + _BEHIND, PIECE))
+    def receive_long(self, sock: socket.socket, pending: memoryview) -> int:
+        """Receive a part of a long frame, and copy it to `pending`; return its size."""
+        view = self._room(min(len(pending), PIECE))
         count = self._announced(sock, view) if self._announce else sock.recv_into(view)
+        pending[:count] = view[:count]
         self.position += count
         self._words[RECEIVED] = self.position
-        if count <= size:
-            pending[:count] = view[:count]
-            return count, b""
-        pending[:] = view[:size]
-        return size, bytes(view[size:count])
+        return count
 
     def mark_taken(self, position: int, seq: int) -> None:
         """Note that the messages before a position are in the file of the journal.

@@ -199,7 +199,7 @@ class ZmtpConnection:
                     count = len(data)
                     self.light = count <= _LIGHT
                 else:
-                    count, data = self._buffer.receive_long(sock, place)
+                    count = self._buffer.receive_long(sock, place)
                     self.full = True  # the part is not whole, or others may follow
                     self.light = False
         except _WOULD_BLOCK:
@@ -212,7 +212,7 @@ class ZmtpConnection:
             self._end()
             return []
         if place is not None:
-            batch = self._take_long(peer, backlog, count, data)
+            batch = peer.received(count)
         else:
             batch = peer.feed(data)
             if count == CHUNK or decoder.more:
@@ -252,17 +252,6 @@ class ZmtpConnection:
         self._connector.stop()
 
     # -- reading what could not be handled at once ------------------------------------------
-
-    def _take_long(
-        self, peer: Peer, backlog: Backlog, count: int, behind: bytes
-    ) -> list[RawMessage]:
-        """Return messages of a part of a long part, and of bytes that came behind it."""
-        batch = peer.received(count)
-        if behind:
-            batch += peer.feed(behind)
-            if peer.decoder.more:
-                self._receive_more(peer, backlog)
-        return batch
 
     def _read_backlog(self, peer: Peer, backlog: Backlog) -> list[RawMessage]:
         """Return messages of bytes that were received before."""

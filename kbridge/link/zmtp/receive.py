@@ -69,13 +69,10 @@ class ReceiveBuffer:
         memory = self._memory
         return memory[: sock.recv_into(memory)]
 
-    def receive_long(self, sock: socket.socket, place: memoryview) -> tuple[int, bytes]:
-        """Receive into the place of a long part; return the number of bytes, and none behind it.
-
-        As `receive`. `SharedBuffer` also returns bytes behind the part.
-        """
+    def receive_long(self, sock: socket.socket, place: memoryview) -> int:
+        """Receive into the place of a long part, and return the number of bytes; as `receive`."""
         with place[:LONG_CHUNK] as part:
-            return sock.recv_into(part), b""
+            return sock.recv_into(part)
 
     def collect(self, sock: socket.socket, size: int) -> bytes:
         """Receive `size` bytes that wait, or fewer; as `receive`, but in any thread."""

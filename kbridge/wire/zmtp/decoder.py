@@ -241,10 +241,7 @@ class Decoder:
         if not self._last:
             return self._finish(b"", 0, 0, [])
         message, self._parts, self._split = self._parts, [], 0
-        messages = [message]
-        if len(message) > self._parts_limit:  # `_accept` has checked the sizes
-            messages = self._check(messages)
-        return self._finish(b"", 0, 0, messages)
+        return self._finish(b"", 0, 0, self._check([message]))
 
     def _begin_chunk(self, size: int) -> int:
         """Return the first place in a chunk of this size at which to call `_look`."""

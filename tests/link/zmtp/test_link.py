@@ -244,38 +244,6 @@ async def test_an_end_is_reported_behind_a_message_that_needs_two_reads(tmp_path
     eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
 
 
-@pytest.mark.skipif(not is_supported(), reason="needs Linux")
-async def test_messages_behind_a_long_one_are_received_with_it(tmp_path) -> None:
-    """Short ones, more than are delivered at once, and the beginning of another long one."""
-    events = Recorder()
-    prefix = str(tmp_path / "kernel")
-    ports = dict.fromkeys(Channel, 1) | {Channel.IOPUB: 2}
-    holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, 600)
-    kept = KeptKernel("one", holder, {})
-    link = ZmtpLink(Endpoints("ipc", prefix, ports, b"key"), events, kept=kept)
-    iopub = await accept_unix(f"{prefix}-2", b"PUB")
-    await events.until(lambda: events.news == ["connected"])
-    sent: list[list[bytes]] = []
-    for behind in ([*range(2500)], []):
-        first = [b"first", *body(1), os.urandom(100_000)]
-        others = [[b"%d" % number] for number in behind] + [[b"next", os.urandom(80_000)]]
-        if behind:  # nothing else arrives that would announce those that were not delivered
-            others.pop()
-        sent += [first, *others]
-        data = b"".join(map(encode, [first, *others]))
-        # The first piece ends in the long part, so that the next read has its place.
-        await iopub.send_bytes(data[:70_000])
-        await turns(20)
-        assert iopub.sock.send(data[70_000:]) == len(data) - 70_000
-        count = len(sent)
-        await events.until(lambda count=count: len(events.messages) == count)
-    assert [frames for _, frames in events.messages] == sent
-    link.close()
-    iopub.close()
-    holder.close()
-    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
-
-
 async def test_a_connection_is_closed_although_something_fails(kernel, linked, monkeypatch) -> None:
     errors: list[BaseException] = []
     loop = asyncio.get_running_loop()
