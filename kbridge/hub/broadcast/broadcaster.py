@@ -50,6 +50,7 @@ from kbridge.wire.speedups import encode_frame, encode_texts
 
 __all__ = ["Broadcaster"]
 
+_LARGE: Final = 1 << 20  # bytes; a wake-up brings few smaller frames
 _PRIVATE: Final = (Channel.SHELL, Channel.STDIN, Channel.CONTROL)
 
 
@@ -372,7 +373,10 @@ class Broadcaster:
 
     def _append(self, msg: Message, msg_type: str, key: int, audience: int = EVERYONE) -> int:
         state = msg_type not in LOSABLE
-        seq = self.journal.append(encode_frame(msg), audience, state=state, key=key)
+        frame = encode_frame(msg)
+        if len(frame) > _LARGE:  # the readers have not seen the other frames of this wake-up
+            self._burst.expect(len(frame))
+        seq = self.journal.append(frame, audience, state=state, key=key)
         counter = self._counter
         if msg.parent_header != counter.parent:
             counter.turn(msg, seq)

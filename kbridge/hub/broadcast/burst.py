@@ -141,6 +141,17 @@ class Burst:
             # At most the current size, and only while a reader may still need it.
             self._grant(min(journal.spare, excess) if live > 1 else 0)
 
+    def expect(self, nbytes: int) -> None:
+        """Grant memory for a large frame that comes now; `look` takes back what nobody needs.
+
+        Otherwise it would take the place of frames that no reader could read yet, and the next
+        frame would take its place.
+        """
+        journal = self._journal
+        needed = journal.nbytes + nbytes + min(_AHEAD, journal.limit) - journal.limit
+        if needed > journal.spare:
+            self._grant(needed)
+
     def close(self) -> None:
         """Return the whole grant, once the journal is empty; may be called twice."""
         self._grant(0)

@@ -103,6 +103,20 @@ async def test_a_slow_reader_alone_loses_nothing(rig) -> None:
     assert rig.hub.journal.spare == 0
 
 
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_frame_above_the_limit_may_be_followed_by_others_at_once(rig, slow) -> None:
+    """A printed text of 100 MB may arrive together with the end of its cell."""
+    client, _ = stalled(rig) if slow else rig.attach()
+    data = {"image/png": "A" * 2 * LIMIT, "text/plain": "1"}
+    image = rig.message(Channel.IOPUB, "display_data", {"data": data})
+    idle = rig.message(Channel.IOPUB, "status", {"execution_state": "idle"})
+    rig.say(rig.stream("begin"), image, idle)
+    if slow:
+        await read_all(rig, client)
+    assert shown(client) == [1]
+    assert texts(client) == ["begin"]
+
+
 async def test_beyond_the_burst_limit_the_oldest_is_dropped_and_a_marker_says_so(rig) -> None:
     client, _ = stalled(rig)
     show(rig, *range(200))  # 100 MiB
