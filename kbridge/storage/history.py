@@ -252,7 +252,8 @@ class History(Client):
 
     def finish(self, key: str) -> None:
         """Let the next `changed` make the line of a value: no other value is expected soon."""
-        self._states.finished.append(key)
+        if not self._idles:
+            self._states.finished.append(key)
 
     def give_up(self) -> None:
         """Give up the oldest segment, because the disk has no space for all kernels."""
