@@ -218,10 +218,14 @@ def parse(data: bytes) -> dict[str, object]:
 def line_of(key: str, value: Value) -> bytes:
     """Return the line that sets a key; `parse` reads it."""
     text = value() if callable(value) else _to_json(value)
-    entry = f'{{"k":{encode_basestring_ascii(key)},"v":{text}}}'.encode()
-    return b"%b %b\n" % (xxh3_64_hexdigest(entry).encode(), entry)
+    return _checked(f'{{"k":{encode_basestring_ascii(key)},"v":{text}}}')
 
 
 def _removal(key: str) -> bytes:
-    entry = f'{{"k":{encode_basestring_ascii(key)}}}'.encode()
+    return _checked(f'{{"k":{encode_basestring_ascii(key)}}}')
+
+
+def _checked(text: str) -> bytes:
+    """Return the line of an entry."""
+    entry = text.encode()
     return b"%b %b\n" % (xxh3_64_hexdigest(entry).encode(), entry)
